@@ -1,11 +1,11 @@
-"""Results on disk: a run is a folder that is there whole or not at all; a journal keeps what a long job has finished.
+"""Results on disk: a run is there whole or not at all, and a journal keeps what a long job has finished.
 
-    runs/pocket-retrieval/
-        run.json              kind, parameters, model, versions, seed, times
-        table.parquet         the result's tidy table
-        arrays.safetensors    its arrays
-        …                     further files of the analysis, such as a head mask
-    runs/pocket-retrieval.journal.jsonl     only while the job is unfinished
+runs/pocket-retrieval/
+    run.json              kind, parameters, model, versions, seed, times
+    table.parquet         the result's tidy table
+    arrays.safetensors    its arrays
+    …                     further files of the analysis, such as a head mask
+runs/pocket-retrieval.journal.jsonl     only while the job is unfinished
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def save_run(
 ) -> Run:
     """Write a run to the new folder `path`, whole or not at all.
 
-    `model` names at least the model and its fingerprint; `files` maps further file names to functions that write
-    them. Raises UnwritableOutput, also where something is already there.
+    `model` names at least the model and its fingerprint; `files` maps further file names to functions that
+    write them. Raises UnwritableOutput, also where something is already there.
     """
     import numpy as np
     from safetensors.numpy import save_file
@@ -143,9 +143,9 @@ def run_folders(folder: str | Path) -> list[Path]:
 class Journal:
     """The finished units of a long job, one JSON line each, on disk before the next unit starts.
 
-    A journal that is already there is read with `resume=True`, if its parameters are the same, into `done`; the half
-    line that a killed process may leave at the end is dropped. Raises BadInput on other parameters and on an
-    unfinished journal without `resume`, UnreadableFile on a damaged one, UnwritableOutput.
+    With `resume=True` the journal of a job with the same parameters is read into `done`; the half line that a
+    killed process may leave at its end is dropped. Raises BadInput on other parameters and on an unfinished
+    journal without `resume`, UnreadableFile on a damaged one, UnwritableOutput.
     """
 
     def __init__(self, path: str | Path, parameters: Mapping[str, Any], resume: bool = False) -> None:
@@ -245,7 +245,7 @@ def staged(path: str | Path) -> Iterator[Path]:
     _remove(partial)
     try:
         yield partial
-        os.replace(partial, path)
+        partial.replace(path)
     except BaseException as error:
         _remove(partial)
         if isinstance(error, OSError):
@@ -254,7 +254,7 @@ def staged(path: str | Path) -> Iterator[Path]:
 
 
 def require_writable(path: str | Path) -> None:
-    """Raise UnwritableOutput unless `path` could be created or replaced; call it before the work, not after."""
+    """Raise UnwritableOutput unless `path` could be written; called before the work, not after."""
     path = Path(path).absolute()
     ancestor = next(parent for parent in path.parents if parent.exists())
     if not ancestor.is_dir():
@@ -270,7 +270,9 @@ def require_free(path: str | Path) -> None:
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         what = "a run" if (path / "run.json").is_file() else "something"
-        raise UnwritableOutput(f"{path} already holds {what}: name another place for the output, or remove it first.")
+        raise UnwritableOutput(
+            f"{path} already holds {what}: name another place for the output, or remove it first."
+        )
     require_writable(path)
 
 

@@ -34,14 +34,16 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile bootstrap (Efron 1979) of `statistic` over the first axis of `values`.
 
-    `values` is [n] or [n, k]; a row is one independent sample, so paired measurements (ablated and baseline of the
-    same prompt) go in as columns and stay together. `statistic` takes such an array and reduces it to one number.
-    One sample has no spread to resample: its bounds are NaN. Raises BadInput on no samples and on values that are
-    not finite.
+    `values` is [n] or [n, k]; a row is one independent sample, so paired measurements (ablated and baseline
+    of the same prompt) go in as columns and stay together. `statistic` reduces such an array to one number.
+    One sample has no spread to resample: its bounds are NaN. Raises BadInput on no samples and on values
+    that are not finite.
     """
     samples = np.asarray(values, dtype=float)
     if samples.ndim not in (1, 2) or len(samples) == 0:
-        raise BadInput(f"A bootstrap needs at least one sample in an [n] or [n, k] array; got shape {samples.shape}.")
+        raise BadInput(
+            f"A bootstrap needs at least one sample in an [n] or [n, k] array; got shape {samples.shape}."
+        )
     if not np.isfinite(samples).all():
         raise BadInput(f"A bootstrap needs finite values; {(~np.isfinite(samples)).sum()} of them are not.")
     _check_level(level)
@@ -68,7 +70,9 @@ def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interva
     Raises BadInput unless 0 <= successes <= trials and trials > 0.
     """
     if trials < 1 or not 0 <= successes <= trials:
-        raise BadInput(f"A proportion needs 0 <= successes <= trials and trials > 0; got {successes} of {trials}.")
+        raise BadInput(
+            f"A proportion needs 0 <= successes <= trials and trials > 0; got {successes} of {trials}."
+        )
     _check_level(level)
     low, high = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
     return Interval(successes / trials, float(low), float(high), trials)

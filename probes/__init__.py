@@ -1,0 +1,1 @@
+"""Probes: what can be read linearly, structurally or symbolically from hidden states."""
