@@ -1,0 +1,1 @@
+"""Reading and editing a model's activations; start at `model.py`."""

@@ -1,0 +1,211 @@
+"""Plain torch hooks on the Hugging Face model: the default backend, and the fastest.
+
+Every attention implementation stays in place. Hooks live exactly as long as the `attached` block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from einops import einsum, rearrange
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from interp.tracing.architectures import Block, Parts
+from interp.tracing.backends.kernel_tap import Handler, Kernel, kernel_tap
+from interp.tracing.session import KernelCall, Session, StopForward
+from interp.tracing.spec import ModelSpec
+from interp.tracing.views import IDENTITY, View, heads_view, qkv_views, unflattened_view
+
+
+class HooksBackend:
+    """Runs sessions on `hf` through forward hooks."""
+
+    name = "hooks"
+
+    def __init__(self, hf: nn.Module, parts: Parts, spec: ModelSpec) -> None:
+        self.hf = hf
+        self.parts = parts
+        self.spec = spec
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation the model runs with."""
+        return str(self.hf.config.get_text_config()._attn_implementation)  # type: ignore[union-attr, operator]
+
+    def forward(self, session: Session, **inputs: Any) -> Any:
+        """One forward call inside `attached`; the model's output, or None when the session stopped it early."""
+        try:
+            output = self.hf(**inputs)
+        except StopForward:
+            return None
+        if session.plan.touches("logits", None):
+            output.logits = session.visit("logits", None, output.logits)
+        return output
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        """Register what the session's plan needs, and take it all away again however the block ends."""
+        with ExitStack() as stack:
+            tap = _Attachment(session, self.parts, self.spec, stack)
+            handlers = tap.attach()
+            stack.enter_context(kernel_tap(self.attention, handlers))
+            yield
+
+
+class _Attachment:
+    """Registers the hooks of one session."""
+
+    def __init__(self, session: Session, parts: Parts, spec: ModelSpec, stack: ExitStack) -> None:
+        self.session = session
+        self.parts = parts
+        self.spec = spec
+        self.stack = stack
+
+    def attach(self) -> dict[nn.Module, Handler]:
+        handlers: dict[nn.Module, Handler] = {}
+        self._on_input(self.parts.blocks[0].module, "embed", None, require_grad=self.session.plan.grad)
+        for layer, block in enumerate(self.parts.blocks):
+            self._attach_attention(layer, block)
+            self._attach_mlp(layer, block)
+            if self.session.plan.uses_kernel(layer):
+                handlers[block.attn] = self._kernel_handler(layer)
+        self._on_output(self.parts.final_norm, "final_norm", None)
+        return handlers
+
+    def _attach_attention(self, layer: int, block: Block) -> None:
+        spec, architecture = self.spec, self.parts.architecture
+        self._on_input(block.module, "resid_pre", layer)
+        self._on_output(block.attn_norm, "attn_in", layer)
+        for name, index, view in qkv_views(architecture.qkv, spec.heads, spec.kv_heads, spec.head_dim):
+            self._on_output(block.projections[index], name, layer, view)
+        self._on_input(block.o, "z", layer, heads_view(spec.head_dim))
+        self._attach_head_out(layer, block)
+        self._on_output(block.attn_out, "attn_out", layer)
+        self._attach_resid_mid(layer, block)
+
+    def _attach_mlp(self, layer: int, block: Block) -> None:
+        flat = unflattened_view(lambda: self.session.frame.batch)
+        self._on_output(block.mlp_norm, "mlp_in", layer, flat)
+        self._on_input(block.mlp_down, "mlp_post", layer, flat)
+        self._on_output(block.mlp_out, "mlp_out", layer, flat)
+        self._on_output(block.module, "resid_post", layer)
+
+    def _on_input(
+        self,
+        module: nn.Module,
+        name: str,
+        layer: int | None,
+        view: View = IDENTITY,
+        require_grad: bool = False,
+    ) -> None:
+        if not (self.session.plan.touches(name, layer) or require_grad):
+            return
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            raw = args[0] if args else kwargs["hidden_states"]
+            start = raw if raw.requires_grad or not require_grad else raw.detach().requires_grad_()
+            new = start
+            if self.session.plan.touches(name, layer):
+                value = view.get(start)
+                seen = self.session.visit(name, layer, value)
+                new = start if seen is value else view.put(start, seen)
+            if new is raw:
+                return None
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+        self._keep(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _on_output(self, module: nn.Module, name: str, layer: int | None, view: View = IDENTITY) -> None:
+        if self.session.plan.touches(name, layer):
+
+            def change(raw: Tensor) -> Tensor:
+                value = view.get(raw)
+                new = self.session.visit(name, layer, value)
+                return raw if new is value else view.put(raw, new)
+
+            self._keep(module.register_forward_hook(_output_hook(change)))
+
+    def _attach_resid_mid(self, layer: int, block: Block) -> None:
+        """Edit the residual stream itself, not only the branch that the MLP normalises.
+
+        `resid_mid` is formed inside the block's own code, so the change is carried by `attn_out`.
+        """
+        if not self.session.plan.touches("resid_mid", layer):
+            return
+        resid: list[Tensor] = []
+
+        def remember(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            resid[:] = [args[0] if args else kwargs["hidden_states"]]
+
+        def change(attn_out: Tensor) -> Tensor:
+            mid = attn_out + resid[0]
+            new = self.session.visit("resid_mid", layer, mid)
+            return attn_out if new is mid else new - resid[0]
+
+        self._keep(block.module.register_forward_pre_hook(remember, with_kwargs=True))
+        self._keep(block.attn_out.register_forward_hook(_output_hook(change)))
+
+    def _attach_head_out(self, layer: int, block: Block) -> None:
+        if not self.session.plan.touches("head_out", layer):
+            return
+        w_o = output_weights(block.o, self.spec.head_dim)
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            z = rearrange(args[0], "b t (h d) -> b t h d", d=self.spec.head_dim)
+            value = einsum(z, w_o.to(z.dtype), "b t h d, h d w -> b t h w")
+            new = self.session.visit("head_out", layer, value)
+            return output if new is value else output + (new - value).sum(2)
+
+        self._keep(block.o.register_forward_hook(hook))
+
+    def _kernel_handler(self, layer: int) -> Handler:
+        session = self.session
+
+        def handler(
+            kernel: Kernel, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any
+        ) -> tuple[Tensor, Tensor | None]:
+            if session.plan.touches("q_rot", layer):
+                q = session.visit("q_rot", layer, q.transpose(1, 2)).transpose(1, 2)
+            if session.plan.touches("k_rot", layer):
+                k = session.visit("k_rot", layer, k.transpose(1, 2), session.frame.whole()).transpose(1, 2)
+            scaling = kwargs.get("scaling")
+            call = KernelCall(
+                layer=layer,
+                q=q,
+                k=k,
+                v=v,
+                scaling=q.shape[-1] ** -0.5 if scaling is None else float(scaling),
+                softcap=kwargs.get("softcap"),
+                sliding_window=kwargs.get("sliding_window"),
+                sinks=kwargs.get("s_aux"),
+            )
+            session.read_rows(call)
+            z, weights = kernel(module, q, k, v, mask, **kwargs)
+            return session.force_rows(call, z), weights
+
+        return handler
+
+    def _keep(self, handle: Any) -> None:
+        self.stack.callback(handle.remove)
+
+
+def _output_hook(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    """A forward hook that changes a module's output, or the first element of an output tuple."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            new = change(output[0])
+            return None if new is output[0] else (new, *output[1:])
+        new = change(output)
+        return None if new is output else new
+
+    return hook
+
+
+def output_weights(o: nn.Module, head_dim: int) -> Tensor:
+    """W_O by head, `[head dim width]`, from a Linear (`[width (head dim)]`) or a GPT-2 Conv1D (its transpose)."""
+    weight: Tensor = o.weight  # type: ignore[assignment]
+    return rearrange(weight if isinstance(o, Conv1D) else weight.T, "(h d) w -> h d w", d=head_dim)

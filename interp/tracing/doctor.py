@@ -1,0 +1,171 @@
+"""A model checked against itself: what every family must satisfy before its numbers can be trusted.
+
+The same checks prove a family that is not in the table (`structure.py`) and answer `Model.doctor()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from interp.errors import SiteDidNotFire
+from interp.tracing.backends.kernel_tap import Kernel, kernel_tap
+from interp.tracing.batch import Prompts
+from interp.tracing.trace import Trace
+from kernels.rows import gather_values
+
+if TYPE_CHECKING:
+    from interp.tracing.model import Model
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+"""Largest relative error accepted; half precision gets 5e-2."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One equation: the largest error relative to the largest value, and whether it is within tolerance."""
+
+    name: str
+    error: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Result of `Model.doctor()`."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        rows = [(c.name, c.error, c.tolerance, "pass" if c.ok else "FAIL", c.note) for c in self.checks]
+        return pd.DataFrame(rows, columns=["check", "relative error", "tolerance", "result", "note"])
+
+    def __str__(self) -> str:
+        return self.frame.to_string(index=False)
+
+    def _repr_html_(self) -> str:
+        return self.frame.to_html(index=False)
+
+
+def diagnose(model: Model, prompts: Prompts | None = None) -> Diagnosis:
+    """Every check on `prompts`, or on seeded random tokens."""
+    ids = random_tokens(model) if prompts is None else prompts
+    checks = [*_parity(model, ids), *site_equations(model, ids), *_padding(model)]
+    return Diagnosis(tuple(checks))
+
+
+def random_tokens(model: Model, length: int = 24) -> Tensor:
+    """Two seeded rows of token ids, `[2 length]`."""
+    length = min(length, model.spec.context or length)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, model.spec.vocab, (2, length), generator=generator)
+
+
+def _check(name: str, got: Tensor, wanted: Tensor, note: str = "") -> Check:
+    scale = float(wanted.abs().max().clamp(min=1e-12))
+    error = float((got.double() - wanted.double()).abs().max()) / scale
+    return Check(name, error, TOLERANCE.get(got.dtype, 5e-2), note)
+
+
+def _parity(model: Model, ids: Prompts) -> Iterator[Check]:
+    traced = model.run(ids, logits="all")
+    if len(set(traced.lengths.tolist())) == 1:
+        with torch.no_grad():
+            plain = model.hf(traced.tokens.to(model.device)).logits
+        yield _check("logits equal a plain forward pass", traced.logits, plain)
+
+
+def site_equations(model: Model, ids: Prompts) -> Iterator[Check]:
+    """The equations that define the sites, at every layer."""
+    names = [
+        n for n in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post") if n not in model.parts.refusals
+    ]
+    trace = model.run(ids, read=[*names, "final_norm", "z"], logits="all")
+    last = model.spec.layers - 1
+    for layer in range(model.spec.layers):
+        pre, post = trace[f"resid_pre.{layer}"], trace[f"resid_post.{layer}"]
+        attn, mlp = trace[f"attn_out.{layer}"], trace[f"mlp_out.{layer}"]
+        yield _check(f"resid_pre + attn_out + mlp_out = resid_post ({layer})", pre + attn + mlp, post)
+        if layer < last:
+            yield _check(f"resid_post = next resid_pre ({layer})", post, trace[f"resid_pre.{layer + 1}"])
+    with torch.no_grad():
+        normed = model.parts.final_norm(trace[f"resid_post.{last}"])
+    yield _check("final_norm(resid_post) = final_norm", normed, trace["final_norm"])
+    yield from _order(model, ids, trace)
+    yield from _heads(model, ids, trace)
+    yield from _rows(model, ids)
+
+
+def _order(model: Model, ids: Prompts, trace: Trace) -> Iterator[Check]:
+    """resid_mid must be what the MLP's norm is given: this separates sequential from parallel blocks."""
+    if "resid_mid" in model.parts.refusals:
+        return
+    mlp_in = model.run(ids, read="mlp_in")
+    for layer, block in enumerate(model.parts.blocks):
+        with torch.no_grad():
+            normed = block.mlp_norm(trace[f"resid_mid.{layer}"])
+        yield _check(f"norm(resid_mid) = mlp_in ({layer})", normed, mlp_in[f"mlp_in.{layer}"])
+
+
+def _heads(model: Model, ids: Prompts, trace: Trace) -> Iterator[Check]:
+    if "head_out" in model.parts.refusals:
+        return
+    for layer, block in enumerate(model.parts.blocks):
+        total = model.run(ids, read=f"head_out.{layer}")[f"head_out.{layer}"].sum(2)
+        if getattr(block.o, "bias", None) is not None:
+            total = total + block.o.bias
+        with torch.no_grad():
+            whole = block.o(trace[f"z.{layer}"].flatten(2))
+        yield _check(f"sum of head_out + bias = W_O z ({layer})", total, whole)
+
+
+def _rows(model: Model, ids: Prompts) -> Iterator[Check]:
+    """Recomputed attention rows times values must give what the model's own kernel gives."""
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def record(kernel: Kernel, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = kernel(module, *args, **kwargs)
+        outputs[module] = result[0]
+        return result
+
+    with model.lock, kernel_tap(model.attention, {block.attn: record for block in model.parts.blocks}):
+        model.run(ids)
+    rows = model.run(ids, read=["pattern", "v"], logits="last")
+    for layer, block in enumerate(model.parts.blocks):
+        mine = gather_values(rows[f"pattern.{layer}"], rows[f"v.{layer}"].transpose(1, 2))
+        if block.attn not in outputs:
+            raise SiteDidNotFire(f"attention of layer {layer} does not go through transformers' attention functions")
+        real = torch.arange(mine.shape[1])[None] < rows.lengths[:, None]
+        yield _check(f"pattern v = kernel output ({layer})", mine[real], outputs[block.attn][real])
+
+
+def _padding(model: Model) -> Iterator[Check]:
+    ids = random_tokens(model)
+    rows = [ids[0].tolist(), ids[1, : ids.shape[1] // 2].tolist()]
+    alone = model.run([rows[1]]).logits[0]
+    for side in ("left", "right"):
+        padded = model.run(rows, padding_side=side).logits[1]
+        yield _check(f"{side}-padded = unpadded", padded, alone)
+
+
+def first_failure(checks: Callable[[], Iterator[Check]]) -> Check | None:
+    """The first equation that does not hold, or that could not be evaluated because a site never fired."""
+    try:
+        return next((check for check in checks() if not check.ok), None)
+    except SiteDidNotFire as error:
+        return Check("every site fires", float("inf"), 0.0, str(error))

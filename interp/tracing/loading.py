@@ -1,0 +1,177 @@
+"""From a name, a folder or an object in memory to a `Model`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from interp.errors import BadInput, ModelNotLoadable, UnsupportedArchitecture, choose
+from interp.tracing.architectures import ARCHITECTURES, Parts, locate_parts
+from interp.tracing.doctor import first_failure, random_tokens, site_equations
+from interp.tracing.model import Model
+from interp.tracing.spec import ModelSpec
+from interp.tracing.structure import recognise
+
+BACKENDS = ("hooks",)
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    backend: str = "hooks",
+    attention: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    device_map: Any = None,
+    revision: str | None = None,
+    tokenizer: Any = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a bundled model (`"pocket"`), a local folder or a hub id.
+
+    Args:
+        attention: transformers' attention implementation (`"sdpa"`, `"eager"`, `"flex_attention"`, …); its default otherwise.
+        dtype: `"auto"` keeps the checkpoint's.
+        device: the first GPU if there is one, else the CPU; exclusive with `device_map`, which spreads the model (accelerate).
+        tokenizer: a folder or hub id (or tokenizer object) when the model's own folder has none.
+
+    Raises:
+        ModelNotLoadable: nothing there, no tokenizer, no safetensors weights, or weights that cannot be read.
+        UnsupportedArchitecture: its parts could not be found, or do not obey the site equations.
+    """
+    if backend not in BACKENDS:
+        raise BadInput(f"there is no backend {backend!r}; {choose(backend, BACKENDS)}")
+    if device is not None and device_map is not None:
+        raise BadInput("device and device_map exclude each other; give one")
+    from transformers import AutoModelForCausalLM
+
+    source = _resolve(str(name_or_path))
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    words = _load_tokenizer(source if tokenizer is None else tokenizer, common)
+    options = {
+        "attn_implementation": attention,
+        "device_map": device_map,
+        "dtype": dtype,
+        "use_safetensors": True,
+    }
+    try:
+        hf = AutoModelForCausalLM.from_pretrained(
+            source, **common, **{k: v for k, v in options.items() if v is not None}
+        )
+    except Exception as error:
+        raise ModelNotLoadable(f"{name_or_path} cannot be loaded: {_first_line(error)}") from error
+    if device_map is None:
+        hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return wrap(hf.eval().requires_grad_(False), tokenizer=words, name=_display_name(str(name_or_path)))
+
+
+def wrap(model: Any, tokenizer: Any = None, *, name: str | None = None) -> Model:
+    """A `Model` over a language model object that is already in memory; the object itself is not changed.
+
+    Raises UnsupportedArchitecture for objects and families that cannot be traced, saying what is missing.
+    """
+    if isinstance(model, Model):
+        return model
+    config = getattr(model, "config", None)
+    if not isinstance(model, nn.Module) or not hasattr(config, "get_text_config"):
+        raise UnsupportedArchitecture(f"cannot wrap a {type(model).__name__}; give a transformers language model")
+    if config.is_encoder_decoder:
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__} is an encoder-decoder; sites are defined for decoders only"
+        )
+    config = config.get_text_config()
+    architecture = ARCHITECTURES.get(config.model_type)
+    known = architecture is not None
+    parts = locate_parts(model, architecture or recognise(model, config), config)
+    spec = _spec(
+        model,
+        config,
+        parts,
+        name or _display_name(getattr(config, "_name_or_path", "")) or type(model).__name__,
+    )
+    wrapped = Model(model, parts, spec, tokenizer)
+    return wrapped if known else _proven(wrapped)
+
+
+def _resolve(name: str) -> str:
+    from interp.tasks.vocabulary import data_folder
+
+    bundled = sorted(p.parent.name for p in data_folder().glob("*/config.json"))
+    if name in bundled:
+        return str(data_folder() / name)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if folder.exists():
+            raise ModelNotLoadable(f"{name} is a file; give the folder that holds config.json")
+        if name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
+            raise ModelNotLoadable(f"there is no folder {name}; give a folder, a hub id or one of {', '.join(bundled)}")
+        return name
+    if not (folder / "config.json").is_file():
+        raise ModelNotLoadable(f"{name} holds no config.json, so it is not a model folder")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+        held = (
+            f"only pickled weights ({', '.join(pickles)}), which can run code when opened" if pickles else "no weights"
+        )
+        raise ModelNotLoadable(f"{name} holds {held}; save it with save_pretrained(…, safe_serialization=True)")
+    return str(folder)
+
+
+def _load_tokenizer(source: Any, common: dict[str, Any]) -> Any:
+    if not isinstance(source, (str, Path)):
+        return source
+    from transformers import AutoTokenizer
+
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("tokenizer*")) and not any(folder.glob("*.model")):
+        raise ModelNotLoadable(f"{source} holds no tokenizer; pass tokenizer=FOLDER or wrap() the model for token ids")
+    try:
+        return AutoTokenizer.from_pretrained(source, **common)
+    except Exception as error:
+        raise ModelNotLoadable(f"the tokenizer of {source} cannot be loaded: {_first_line(error)}") from error
+
+
+def _spec(model: nn.Module, config: Any, parts: Parts, name: str) -> ModelSpec:
+    heads = int(config.num_attention_heads)
+    width = int(config.hidden_size)
+    down = parts.blocks[0].mlp_down
+    return ModelSpec(
+        name=name,
+        family=str(config.model_type),
+        layers=len(parts.blocks),
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(config, "head_dim", None) or width // heads),
+        width=width,
+        mlp_width=int(getattr(down, "in_features", 0) or down.weight.shape[0]),
+        vocab=int(config.vocab_size),
+        context=getattr(config, "max_position_embeddings", None),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def _proven(model: Model) -> Model:
+    """Accept a family recognised by its structure only if the site equations hold on random tokens."""
+    failure = first_failure(lambda: site_equations(model, random_tokens(model)))
+    if failure is None:
+        return model
+    raise UnsupportedArchitecture(
+        f"the family {model.spec.family!r} is not in the table, and its structure does not obey the site equation "
+        f"{failure.name!r} (relative error {failure.error:.2g}{'; ' + failure.note if failure.note else ''})"
+    )
+
+
+def _display_name(name: str) -> str:
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"

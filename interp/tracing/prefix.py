@@ -1,0 +1,68 @@
+"""Keys and values of a token sequence, computed once and shared by every prompt that begins with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from transformers import DynamicCache
+
+from interp.errors import BadInput
+from interp.tracing.batch import Encoded
+from interp.tracing.edits import Edit
+from interp.tracing.frame import Frame, select
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """`tokens` and, for each layer, keys and values `[1 kv_head tokens dim]`, computed under `edits`."""
+
+    tokens: tuple[int, ...]
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    edits: tuple[Edit, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def crop(self, length: int) -> Prefix:
+        """The first `length` tokens; a causal model's keys and values there do not depend on what follows."""
+        if not 0 <= length <= len(self):
+            raise BadInput(f"cannot crop a prefix of {len(self)} tokens to {length}")
+        return replace(
+            self,
+            tokens=self.tokens[:length],
+            keys=tuple(k[:, :, :length] for k in self.keys),
+            values=tuple(v[:, :, :length] for v in self.values),
+        )
+
+    def shared_with(self, tokens: Sequence[int]) -> int:
+        """How many leading tokens of `tokens` this prefix covers, leaving at least one to compute."""
+        shared = 0
+        for mine, theirs in zip(self.tokens, tokens[:-1], strict=False):
+            if mine != theirs:
+                break
+            shared += 1
+        return shared
+
+    def cache(self, batch: int) -> DynamicCache:
+        """A cache for `batch` rows; the prefix itself is never written to."""
+        cache = DynamicCache()
+        if len(self):
+            for layer, (k, v) in enumerate(zip(self.keys, self.values, strict=True)):
+                cache.update(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1), layer)
+        return cache
+
+    def check(self, encoded: Encoded, edits: Sequence[Edit], frame: Frame) -> None:
+        """Raise BadInput unless every prompt goes on from the prefix, under the interventions it was computed with."""
+        for row in encoded.rows:
+            if row[: len(self)] != self.tokens or len(row) == len(self):
+                raise BadInput("a prompt does not begin with the prefix's tokens and go on after them")
+        for edit in self.edits:
+            if edit not in edits:
+                raise BadInput(f"the prefix was computed under {edit}, which this run does not have")
+        inside = replace(frame, start=0, width=len(self), key_mask=frame.key_mask[:, : len(self)])
+        for edit in edits:
+            if edit not in self.edits and bool(select(edit.positions, edit.rows, inside).any()):
+                raise BadInput(f"{edit} reaches into the prefix, which was computed without it; prefill with this edit")
