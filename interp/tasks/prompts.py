@@ -1,0 +1,292 @@
+"""PromptSet: prompts as the model reads them, with answers, distractors, a twin and named positions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import BadInput, UnreadableFile, choose
+from interp.runs import staged
+from interp.tasks.encoding import Span, encode, following
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FIELDS = frozenset(
+    {"text", "tokens", "answer", "answer_tokens", "distractor", "distractor_tokens"}
+    | {"spans", "metadata", "counterfactual"}
+)
+"""What one line of a prompt file may hold."""
+
+
+@dataclass(frozen=True, repr=False)
+class PromptSet:
+    """Prompts and what an analysis must know about them. Raises BadInput where the fields do not fit.
+
+    `tokens` are as the model reads them, special tokens included. Answers, distractors and metadata are one a
+    prompt, or empty; their tokens are those they have right after the prompt. `spans` maps a role ("needle",
+    "S2") to one half-open token span a prompt. The counterfactual has as many tokens in every row.
+    """
+
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    answers: tuple[str, ...] = ()
+    answer_tokens: tuple[tuple[int, ...], ...] = ()
+    distractors: tuple[str, ...] = ()
+    distractor_tokens: tuple[tuple[int, ...], ...] = ()
+    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
+    counterfactual: PromptSet | None = None
+    metadata: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        columns: dict[str, Sequence[object]] = {"rows of tokens": self.tokens}
+        columns |= {f"spans of {role!r}": spans for role, spans in self.spans.items()}
+        if self.answers or self.answer_tokens:
+            columns |= {"answers": self.answers, "answers in tokens": self.answer_tokens}
+        if self.distractors or self.distractor_tokens:
+            columns |= {"distractors": self.distractors, "distractors in tokens": self.distractor_tokens}
+        if self.metadata:
+            columns["metadata"] = self.metadata
+        for name, column in columns.items():
+            if len(column) != len(self):
+                raise BadInput(f"There are {len(column)} {name} for {len(self)} prompts.")
+        for role, spans in self.spans.items():
+            for i, (start, end) in enumerate(spans):
+                if not 0 <= start < end <= len(self.tokens[i]):
+                    raise BadInput(
+                        f"The span {role!r} of prompt {i} is tokens {start} to {end}; "
+                        f"the prompt has tokens 0 to {len(self.tokens[i])}."
+                    )
+        if self.counterfactual is not None:
+            _require_aligned(self, self.counterfactual)
+
+    @classmethod
+    def build(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Sequence[str],
+        answers: Sequence[str] = (),
+        *,
+        spans: Mapping[str, Sequence[Span]] | None = None,
+        distractors: Sequence[str] = (),
+        counterfactual: PromptSet | None = None,
+        metadata: Sequence[Mapping[str, Any]] = (),
+        special_tokens: bool = True,
+    ) -> PromptSet:
+        """Tokenise `texts`; `spans` count characters and become the tokens that touch them.
+
+        An answer follows its prompt character for character, so a space between the two belongs to one of
+        them. Special tokens that a tokenizer puts after a text are left off. `special_tokens=False` is for
+        texts that spell theirs out, such as those of a chat template.
+
+        Raises BadInput for a slow tokenizer, an empty prompt, a span that touches no token, and an answer
+        that changes how the end of its prompt is tokenised.
+        """
+        encoded = [encode(tokenizer, text, special_tokens) for text in texts]
+        for i, one in enumerate(encoded):
+            if not one.ids:
+                raise BadInput(f"Prompt {i} is {texts[i]!r}, which has no tokens.")
+
+        def continued(what: str, continuations: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+            return tuple(
+                following(tokenizer, one, continuation, special_tokens, f"{what} of prompt {i}")
+                for i, (one, continuation) in enumerate(zip(encoded, continuations, strict=False))
+            )
+
+        return cls(
+            texts=tuple(texts),
+            tokens=tuple(one.ids for one in encoded),
+            answers=tuple(answers),
+            answer_tokens=continued("answer", answers),
+            distractors=tuple(distractors),
+            distractor_tokens=continued("distractor", distractors),
+            spans={
+                role: tuple(
+                    one.token_span(span, f"The span {role!r} of prompt {i}")
+                    for i, (one, span) in enumerate(zip(encoded, of_role, strict=False))
+                )
+                for role, of_role in (spans or {}).items()
+            },
+            counterfactual=counterfactual,
+            metadata=tuple(metadata),
+        )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int | slice) -> PromptSet:
+        rows = range(len(self))[index]
+        return self.select([rows] if isinstance(rows, int) else rows)
+
+    def __repr__(self) -> str:
+        lengths = sorted(map(len, self.tokens)) or [0]
+        parts = [f"{len(self)} prompts of {lengths[0]} to {lengths[-1]} tokens"]
+        parts += [f"spans {', '.join(self.spans)}"] if self.spans else []
+        parts += ["with a counterfactual"] if self.counterfactual else []
+        return f"PromptSet({'; '.join(parts)})"
+
+    def select(self, indices: Sequence[int]) -> PromptSet:
+        """The prompts at `indices`, in that order, with everything that belongs to them. Raises BadInput."""
+        n = len(self)
+        if outside := [i for i in indices if not -n <= i < n]:
+            raise BadInput(f"There is no prompt {outside[0]}: this set has {n}.")
+
+        def rows(column: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(column[i] for i in indices) if column else ()
+
+        return PromptSet(
+            rows(self.texts),
+            rows(self.tokens),
+            rows(self.answers),
+            rows(self.answer_tokens),
+            rows(self.distractors),
+            rows(self.distractor_tokens),
+            {role: rows(spans) for role, spans in self.spans.items()},
+            self.counterfactual.select(indices) if self.counterfactual is not None else None,
+            rows(self.metadata),
+        )
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hex digits over the whole content, so that a run can say which prompts it used."""
+        digest = hashlib.sha256()
+        for line in self._lines():
+            digest.update(line.encode())
+        return digest.hexdigest()[:16]
+
+    def to_jsonl(self, path: str | Path) -> None:
+        """Write one JSON object a prompt, whole or not at all. Raises UnwritableOutput, BadInput."""
+        lines = self._lines()
+        with staged(path) as file:
+            file.write_text("".join(lines), encoding="utf-8")
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> PromptSet:
+        """Read prompts, one JSON object a line: `text`, and where wanted `answer`, `distractor`, `spans`,
+        `metadata` and `counterfactual` (an object with the same fields).
+
+        Records with `tokens`, as `to_jsonl` writes them, are taken as they are. Records without are tokenised
+        with `tokenizer`, and their spans count characters. Raises UnreadableFile, BadInput.
+        """
+        return _from_records(_read_records(Path(path)), Path(path), tokenizer)
+
+    def _lines(self) -> list[str]:
+        try:
+            return [
+                json.dumps(self._record(i), ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
+                for i in range(len(self))
+            ]
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"The prompts' metadata must be plain JSON values: {error}.") from error
+
+    def _record(self, i: int) -> dict[str, Any]:
+        record: dict[str, Any] = {"text": self.texts[i], "tokens": self.tokens[i]}
+        if self.answers:
+            record |= {"answer": self.answers[i], "answer_tokens": self.answer_tokens[i]}
+        if self.distractors:
+            record |= {"distractor": self.distractors[i], "distractor_tokens": self.distractor_tokens[i]}
+        if self.spans:
+            record["spans"] = {role: spans[i] for role, spans in self.spans.items()}
+        if self.metadata:
+            record["metadata"] = dict(self.metadata[i])
+        if self.counterfactual is not None:
+            record["counterfactual"] = self.counterfactual._record(i)
+        return record
+
+
+def _require_aligned(prompts: PromptSet, twin: PromptSet) -> None:
+    if len(twin) != len(prompts):
+        raise BadInput(f"The counterfactual has {len(twin)} prompts for {len(prompts)}.")
+    for i, (a, b) in enumerate(zip(prompts.tokens, twin.tokens, strict=True)):
+        if len(a) != len(b):
+            raise BadInput(
+                f"Prompt {i} has {len(a)} tokens and its counterfactual {len(b)}, so their positions do not "
+                f"match: {prompts.texts[i]!r} / {twin.texts[i]!r}."
+            )
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableFile(f"{path} cannot be read: {error}.") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise UnreadableFile(f"Line {number} of {path} is not JSON: {error}.") from error
+    if not records:
+        raise UnreadableFile(f"{path} holds no prompts.")
+    return records
+
+
+def _from_records(records: list[Any], path: Path, tokenizer: PreTrainedTokenizerBase | None) -> PromptSet:
+    for number, record in enumerate(records, 1):
+        _require_record(record, records[0], f"Prompt {number} of {path}")
+
+    def column(name: str) -> tuple[Any, ...]:
+        return tuple(record[name] for record in records) if name in records[0] else ()
+
+    def tokens(name: str) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(map(int, row)) for row in column(name))
+
+    twin = (
+        _from_records(list(column("counterfactual")), path, tokenizer) if column("counterfactual") else None
+    )
+    try:
+        roles = tuple(records[0].get("spans", ()))
+        spans = {role: tuple(_span(record["spans"][role]) for record in records) for role in roles}
+        ids, answer_tokens, distractor_tokens = (
+            tokens("tokens"),
+            tokens("answer_tokens"),
+            tokens("distractor_tokens"),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnreadableFile(f"{path} holds a span or token list that is none ({error!r}).") from error
+    if ids:
+        return PromptSet(
+            column("text"),
+            ids,
+            column("answer"),
+            answer_tokens,
+            column("distractor"),
+            distractor_tokens,
+            spans,
+            twin,
+            column("metadata"),
+        )
+    if tokenizer is None:
+        raise BadInput(f"{path} holds texts without tokens: say which tokenizer to read it with.")
+    return PromptSet.build(
+        tokenizer,
+        column("text"),
+        column("answer"),
+        spans=spans,
+        distractors=column("distractor"),
+        counterfactual=twin,
+        metadata=column("metadata"),
+    )
+
+
+def _require_record(record: Any, first: Any, what: str) -> None:
+    kinds = {"text": str, "answer": str, "distractor": str, "spans": dict, "metadata": dict}
+    if not isinstance(record, dict) or "text" not in record:
+        raise UnreadableFile(f'{what} is not an object with a "text".')
+    for name, kind in kinds.items():
+        if name in record and not isinstance(record[name], kind):
+            raise UnreadableFile(f"{what}: {name} is {record[name]!r}, not a {kind.__name__}.")
+    for name in record.keys() - _FIELDS:
+        raise UnreadableFile(f"{what} has the unknown field {name!r}; {choose(name, sorted(_FIELDS))}.")
+    if differing := sorted(record.keys() ^ first.keys()):
+        raise UnreadableFile(f"{what} and the first one do not both have {', '.join(differing)}.")
+
+
+def _span(span: Sequence[int]) -> Span:
+    start, end = span
+    return int(start), int(end)
