@@ -121,14 +121,14 @@ def load_run(path: str | Path) -> Run:
     path = Path(path)
     file = path / "run.json"
     if not file.is_file():
-        raise UnreadableFile(f"{path} is not a run: it holds no run.json.")
+        raise UnreadableFile(f"{path} is not a run: it holds no run.json")
     record = _read(file, lambda f: json.loads(f.read_text(encoding="utf-8")))
     schema = record.get("schema") if isinstance(record, dict) else None
     if schema != RUN_SCHEMA:
-        raise UnreadableFile(f"{file} has schema {schema!r}; this version reads {RUN_SCHEMA!r}.")
+        raise UnreadableFile(f"{file} has schema {schema!r}; this version reads {RUN_SCHEMA!r}")
     names = {field.name for field in fields(RunRecord)}
     if missing := sorted(names - record.keys()):
-        raise UnreadableFile(f"{file} lacks {', '.join(missing)}.")
+        raise UnreadableFile(f"{file} lacks {', '.join(missing)}")
     return Run(path, RunRecord(**{name: record[name] for name in names}))
 
 
@@ -136,7 +136,7 @@ def run_folders(folder: str | Path) -> list[Path]:
     """The runs directly inside `folder`, by name. Raises UnreadableFile where there is no such folder."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UnreadableFile(f"There is no folder {folder}.")
+        raise UnreadableFile(f"there is no folder {folder}")
     return sorted(file.parent for file in folder.glob("*/run.json") if not file.parent.name.startswith("."))
 
 
@@ -157,7 +157,7 @@ class Journal:
             if not resume:
                 raise BadInput(
                     f"{self.path} holds {len(lines) - 1} finished units of an interrupted job: "
-                    "resume it (--resume), or delete that file to start over."
+                    "resume it (--resume), or delete that file to start over"
                 )
             self._require_same(lines[0], json.loads(json.dumps(header)))
             self.done = {line["key"]: line["value"] for line in lines[1:]}
@@ -211,12 +211,12 @@ class Journal:
         try:
             return [json.loads(line) for line in whole.splitlines()]
         except ValueError as error:
-            raise UnreadableFile(f"{self.path} is damaged ({error}); delete it to start over.") from error
+            raise UnreadableFile(f"{self.path} is damaged ({error}); delete it to start over") from error
 
     def _require_same(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         if found.get("schema") != wanted["schema"]:
             raise UnreadableFile(
-                f"{self.path} has schema {found.get('schema')!r}; this version reads {JOURNAL_SCHEMA!r}."
+                f"{self.path} has schema {found.get('schema')!r}; this version reads {JOURNAL_SCHEMA!r}"
             )
         before, now = found["parameters"], wanted["parameters"]
         changed = [
@@ -226,8 +226,8 @@ class Journal:
         ]
         if changed:
             raise BadInput(
-                f"{self.path} belongs to another job: {'; '.join(changed)}. "
-                "Resume with the same parameters, or write somewhere else."
+                f"{self.path} belongs to another job: {'; '.join(changed)}; "
+                "resume with the same parameters, or write somewhere else"
             )
 
 
@@ -246,10 +246,11 @@ def staged(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
-    except BaseException as error:
+    except OSError as error:
         _remove(partial)
-        if isinstance(error, OSError):
-            raise UnwritableOutput(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise UnwritableOutput(f"cannot write {path}: {error.strerror or error}") from error
+    except BaseException:
+        _remove(partial)
         raise
 
 
@@ -258,11 +259,11 @@ def require_writable(path: str | Path) -> None:
     path = Path(path).absolute()
     ancestor = next(parent for parent in path.parents if parent.exists())
     if not ancestor.is_dir():
-        raise UnwritableOutput(f"Cannot write {path}: {ancestor} is a file, not a folder.")
+        raise UnwritableOutput(f"cannot write {path}: {ancestor} is a file, not a folder")
     try:
         Path(tempfile.mkdtemp(prefix=".writable.", dir=ancestor)).rmdir()
     except OSError as error:
-        raise UnwritableOutput(f"Cannot write {path}: {error.strerror or error} in {ancestor}.") from error
+        raise UnwritableOutput(f"cannot write {path}: {error.strerror or error} in {ancestor}") from error
 
 
 def require_free(path: str | Path) -> None:
@@ -271,7 +272,7 @@ def require_free(path: str | Path) -> None:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         what = "a run" if (path / "run.json").is_file() else "something"
         raise UnwritableOutput(
-            f"{path} already holds {what}: name another place for the output, or remove it first."
+            f"{path} already holds {what}: name another place for the output, or remove it first"
         )
     require_writable(path)
 

@@ -42,10 +42,10 @@ def bootstrap_interval(
     samples = np.asarray(values, dtype=float)
     if samples.ndim not in (1, 2) or len(samples) == 0:
         raise BadInput(
-            f"A bootstrap needs at least one sample in an [n] or [n, k] array; got shape {samples.shape}."
+            f"a bootstrap needs at least one sample in an [n] or [n, k] array; got shape {samples.shape}"
         )
     if not np.isfinite(samples).all():
-        raise BadInput(f"A bootstrap needs finite values; {(~np.isfinite(samples)).sum()} of them are not.")
+        raise BadInput(f"a bootstrap needs finite values; {(~np.isfinite(samples)).sum()} of them are not")
     _check_level(level)
     estimate = float(statistic(samples))
     if len(samples) == 1:
@@ -71,7 +71,7 @@ def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interva
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise BadInput(
-            f"A proportion needs 0 <= successes <= trials and trials > 0; got {successes} of {trials}."
+            f"a proportion needs 0 <= successes <= trials and trials > 0; got {successes} of {trials}"
         )
     _check_level(level)
     low, high = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
@@ -80,4 +80,4 @@ def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interva
 
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
-        raise BadInput(f"A confidence level lies between 0 and 1; got {level}.")
+        raise BadInput(f"a confidence level lies between 0 and 1; got {level}")

@@ -112,7 +112,7 @@ def test_runs_are_listed_by_name_and_other_folders_are_not(tmp_path: Path) -> No
     save(tmp_path / "a")
     (tmp_path / "notes").mkdir()
     assert run_folders(tmp_path) == [tmp_path / "a", tmp_path / "b"]
-    with pytest.raises(UnreadableFile, match="There is no folder"):
+    with pytest.raises(UnreadableFile, match="there is no folder"):
         run_folders(tmp_path / "missing")
 
 

@@ -1,0 +1,75 @@
+"""Where output goes: results to stdout, everything else to stderr, JSON alone when it is asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+out = Console(width=None if sys.stdout.isatty() else 120)  # a pipe has no width; 80 would wrap every table
+err = Console(stderr=True)
+
+
+def emit(document: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Print one JSON document; what JSON has no number for (NaN, infinity) becomes null."""
+    typer.echo(json.dumps(_plain(document), indent=2, allow_nan=False))
+
+
+def say(sentence: str) -> None:
+    """A sentence for the person at the terminal, beside the result."""
+    err.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def progress_bar() -> Progress:
+    """A progress bar on stderr; silent where stderr is not a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    )
+
+
+def facts(title: str, rows: Mapping[str, object]) -> Table:
+    """A two-column table of names and values."""
+    table = Table(title=Text(title), title_justify="left", show_header=False)
+    for name, value in rows.items():
+        table.add_row(Text(name), Text(str(value)))
+    return table
+
+
+def frame_table(title: str, frame: pd.DataFrame, columns: Iterable[str] | None = None) -> Table:
+    """A rich table of a data frame, numbers to three digits."""
+    chosen = frame if columns is None else frame[[c for c in columns if c in frame]]
+    table = Table(title=Text(title), title_justify="left")
+    for column in chosen:
+        table.add_column(str(column), justify="left" if chosen[column].dtype.kind in "OSU" else "right")
+    for row in chosen.itertuples(index=False):
+        table.add_row(*(Text(f"{cell:.3g}" if isinstance(cell, float) else str(cell)) for cell in row))
+    return table
+
+
+def _plain(value: Any) -> Any:
+    """What `json` can write: numpy scalars and arrays unwrapped, NaN and infinity as None."""
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,66 @@
+"""`interp runs`: what has been run, and with what."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from interp.cli.console import emit, facts, frame_table, out, say
+from interp.cli.options import Json
+from interp.errors import UnreadableFile
+from interp.runs import RunRecord, load_run, run_folders
+
+app = typer.Typer(help="List and show saved runs.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="Folder that holds the runs.")] = Path("runs"),
+    json: Json = False,
+) -> None:
+    """List the runs of a folder."""
+    records: dict[str, RunRecord] = {}
+    for path in run_folders(folder):
+        try:
+            records[path.name] = load_run(path).record
+        except UnreadableFile as error:  # one damaged run should not hide the others
+            say(f"Skipped: {error}")
+    if json:
+        emit([{"run": name, **asdict(record)} for name, record in records.items()])
+        return
+    if not records:
+        say(f"No runs in {folder}.")
+        return
+    table = Table("run", "kind", "model", "seed", "finished")
+    for name, record in records.items():
+        row = (name, record.kind, record.model.get("name"), record.seed, record.finished)
+        table.add_row(*(Text(str(cell)) for cell in row))
+    out.print(table)
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)],
+    rows: Annotated[int, typer.Option(help="Rows of its table to show.", min=1)] = 20,
+    json: Json = False,
+) -> None:
+    """Show how a run came to be, and its table."""
+    loaded = load_run(run)
+    record = asdict(loaded.record)
+    if json:
+        shapes = {name: list(array.shape) for name, array in loaded.arrays.items()}
+        emit({**record, "table": loaded.frame.to_dict("records"), "arrays": shapes})
+        return
+    nested = {
+        f"{group} {name}": value
+        for group in ("model", "parameters", "versions")
+        for name, value in record.pop(group).items()
+    }
+    out.print(facts(str(run), record | nested))
+    total = len(loaded.frame)
+    out.print(frame_table(f"first {min(rows, total)} of {total} rows", loaded.frame.head(rows)))

@@ -1,0 +1,26 @@
+"""JSON that every machine reads, and text that is not taken for markup."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from interp.cli.console import emit, facts, frame_table, out
+
+
+def test_json_has_no_nan_and_no_numpy(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({"score": np.float64(0.5), "n": np.int64(3), "rows": np.array([1.0, np.nan]), "low": float("-inf")})
+    assert json.loads(capsys.readouterr().out) == {"score": 0.5, "n": 3, "rows": [1.0, None], "low": None}
+
+
+def test_brackets_in_values_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    out.print(facts("runs/[bold]", {"path": "a[red]b"}))
+    out.print(frame_table("t", pd.DataFrame({"name": ["x[red]y"], "score": [1 / 3]})))
+    shown = capsys.readouterr().out
+    assert "runs/[bold]" in shown
+    assert "a[red]b" in shown
+    assert "x[red]y" in shown
+    assert "0.333" in shown
