@@ -72,6 +72,12 @@ class Model:
         return next(self.hf.parameters()).device
 
     @property
+    def sliding_window(self) -> int | None:
+        """Tokens some or all layers see back, None when every layer sees everything."""
+        config: Any = self.hf.config
+        return getattr(config.get_text_config(), "sliding_window", None)
+
+    @property
     def attention(self) -> str:
         """The attention implementation the model runs with; tracing never changes it."""
         return self.backend.attention
@@ -166,7 +172,7 @@ class Model:
             raise BadInput("stop strings need a tokenizer")
         sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed, tuple(stop))
         encoded, padded = self._prepare(prompts, prefix, edits, "left", max_new_tokens)
-        if prefix and self._slides() and bool(padded.frame.offsets.any()):
+        if prefix and self.sliding_window is not None and bool(padded.frame.offsets.any()):
             raise BadInput(
                 "prompts of unequal length after a prefix would shift this model's sliding window; run them apart"
             )
@@ -290,10 +296,6 @@ class Model:
     def _pad_id(self) -> int:
         pad_id = getattr(self.tokenizer, "pad_token_id", None)
         return 0 if pad_id is None else int(pad_id)
-
-    def _slides(self) -> bool:
-        config: Any = self.hf.config
-        return getattr(config.get_text_config(), "sliding_window", None) is not None
 
 
 def _any(read: Read | Sequence[Read]) -> bool:
