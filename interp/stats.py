@@ -41,9 +41,7 @@ def bootstrap_interval(
     """
     samples = np.asarray(values, dtype=float)
     if samples.ndim not in (1, 2) or len(samples) == 0:
-        raise BadInput(
-            f"a bootstrap needs at least one sample in an [n] or [n, k] array; got shape {samples.shape}"
-        )
+        raise BadInput(f"a bootstrap needs at least one sample in an [n] or [n, k] array; got shape {samples.shape}")
     if not np.isfinite(samples).all():
         raise BadInput(f"a bootstrap needs finite values; {(~np.isfinite(samples)).sum()} of them are not")
     _check_level(level)
@@ -64,15 +62,32 @@ def bootstrap_interval(
     return Interval(estimate, float(low), float(high), len(samples))
 
 
+def bootstrap_means(
+    samples: np.ndarray, level: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap bounds of the mean of every column of `samples` `[n k]`, all columns resampled together.
+
+    The bounds of a single sample are NaN, as it has no spread to resample.
+    """
+    n = len(samples)
+    if n < 2:
+        unknown = np.full(samples.shape[1], np.nan)
+        return unknown, unknown.copy()
+    _check_level(level)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    means = counts @ samples / n
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    return low, high
+
+
 def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
     """Score interval of a proportion (Wilson 1927): sensible also at 0 and at `trials` successes.
 
     Raises BadInput unless 0 <= successes <= trials and trials > 0.
     """
     if trials < 1 or not 0 <= successes <= trials:
-        raise BadInput(
-            f"a proportion needs 0 <= successes <= trials and trials > 0; got {successes} of {trials}"
-        )
+        raise BadInput(f"a proportion needs 0 <= successes <= trials and trials > 0; got {successes} of {trials}")
     _check_level(level)
     low, high = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
     return Interval(successes / trials, float(low), float(high), trials)

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from interp.errors import BadInput
-from interp.stats import bootstrap_interval, wilson_interval
+from interp.stats import bootstrap_interval, bootstrap_means, wilson_interval
 
 
 def test_the_bootstrap_of_a_mean_approaches_the_normal_interval() -> None:
@@ -70,6 +70,20 @@ def test_one_sample_has_no_interval() -> None:
 def test_what_cannot_be_resampled_is_refused(values: list[float], level: float, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         bootstrap_interval(values, level=level)
+
+
+def test_many_means_at_once_get_the_intervals_they_get_alone() -> None:
+    samples = np.random.default_rng(6).random((80, 3)) * [1.0, 5.0, 0.0]
+    low, high = bootstrap_means(samples, resamples=20_000)
+    for column in range(3):
+        alone = bootstrap_interval(samples[:, column], resamples=20_000)
+        assert (low[column], high[column]) == pytest.approx((alone.low, alone.high), abs=0.02)
+
+
+def test_the_means_of_one_sample_have_no_bounds() -> None:
+    low, high = bootstrap_means(np.ones((1, 4)))
+    assert np.isnan(low).all()
+    assert np.isnan(high).all()
 
 
 def test_wilson_agrees_with_its_formula() -> None:
