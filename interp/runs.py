@@ -271,9 +271,7 @@ def require_free(path: str | Path) -> None:
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         what = "a run" if (path / "run.json").is_file() else "something"
-        raise UnwritableOutput(
-            f"{path} already holds {what}: name another place for the output, or remove it first"
-        )
+        raise UnwritableOutput(f"{path} already holds {what}: name another place for the output, or remove it first")
     require_writable(path)
 
 

@@ -16,9 +16,7 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this tree, built without a network."""
     folder = tmp_path_factory.mktemp("wheel")
     flags = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", *flags, "--wheel-dir", str(folder), str(root)], check=True
-    )
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *flags, "--wheel-dir", str(folder), str(root)], check=True)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -35,9 +33,7 @@ def test_the_wheel_holds_the_bundled_model_and_no_tests(wheel: Path) -> None:
 def test_an_installed_wheel_answers_outside_the_tree(wheel: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    paths = subprocess.check_output(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
-    )
+    paths = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
     site = Path(paths.strip())
     subprocess.run(
         [
@@ -57,13 +53,9 @@ def test_an_installed_wheel_answers_outside_the_tree(wheel: Path, tmp_path: Path
     # The dependencies come from the environment of this test; its own link to the tree is not followed.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
-    where = subprocess.check_output(
-        [python, "-c", "import interp; print(interp.__file__)"], cwd=tmp_path, text=True
-    )
+    where = subprocess.check_output([python, "-c", "import interp; print(interp.__file__)"], cwd=tmp_path, text=True)
     assert Path(where.strip()).is_relative_to(site)
 
-    info = subprocess.check_output(
-        [tmp_path / "venv" / "bin" / "interp", "info", "pocket"], cwd=tmp_path, text=True
-    )
+    info = subprocess.check_output([tmp_path / "venv" / "bin" / "interp", "info", "pocket"], cwd=tmp_path, text=True)
     assert "layers" in info
     assert "resid_post" in info

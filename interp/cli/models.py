@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp.tracing.model import Model
 
 
-def load_model(name: str, **options: str | None) -> Model:
+def load_model(name: str, **options: Any) -> Model:
     """`interp.load` with the options that were given, and without transformers' own progress bars."""
     from transformers.utils import logging
 
