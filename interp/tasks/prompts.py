@@ -43,17 +43,17 @@ class PromptSet:
     metadata: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        columns: dict[str, Sequence[object]] = {"rows of tokens": self.tokens}
-        columns |= {f"spans of {role!r}": spans for role, spans in self.spans.items()}
-        if self.answers or self.answer_tokens:
-            columns |= {"answers": self.answers, "answers in tokens": self.answer_tokens}
-        if self.distractors or self.distractor_tokens:
-            columns |= {"distractors": self.distractors, "distractors in tokens": self.distractor_tokens}
-        if self.metadata:
-            columns["metadata"] = self.metadata
-        for name, column in columns.items():
-            if len(column) != len(self):
-                raise BadInput(f"There are {len(column)} {name} for {len(self)} prompts.")
+        _require_one_each(
+            len(self),
+            self.spans,
+            answers=self.answers,
+            distractors=self.distractors,
+            metadata=self.metadata,
+        )
+        if len(self.tokens) != len(self):
+            raise BadInput(f"There are {len(self.tokens)} rows of tokens for {len(self)} prompts.")
+        if len(self.answers) != len(self.answer_tokens) or len(self.distractors) != len(self.distractor_tokens):
+            raise BadInput("Every answer and every distractor needs its tokens; PromptSet.build finds them.")
         for role, spans in self.spans.items():
             for i, (start, end) in enumerate(spans):
                 if not 0 <= start < end <= len(self.tokens[i]):
@@ -86,31 +86,34 @@ class PromptSet:
         Raises BadInput for a slow tokenizer, an empty prompt, a span that touches no token, and an answer
         that changes how the end of its prompt is tokenised.
         """
-        encoded = [encode(tokenizer, text, special_tokens) for text in texts]
-        for i, one in enumerate(encoded):
-            if not one.ids:
-                raise BadInput(f"Prompt {i} is {texts[i]!r}, which has no tokens.")
-
-        def continued(what: str, continuations: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-            return tuple(
-                following(tokenizer, one, continuation, special_tokens, f"{what} of prompt {i}")
-                for i, (one, continuation) in enumerate(zip(encoded, continuations, strict=False))
-            )
-
+        spans = spans or {}
+        _require_one_each(len(texts), spans, answers=answers, distractors=distractors, metadata=metadata)
+        tokens: list[tuple[int, ...]] = []
+        answer_tokens: list[tuple[int, ...]] = []
+        distractor_tokens: list[tuple[int, ...]] = []
+        token_spans: dict[str, list[Span]] = {role: [] for role in spans}
+        # Prompt by prompt, because the offsets of long prompts take many times the memory of their tokens.
+        for i, text in enumerate(texts):
+            prompt = encode(tokenizer, text, special_tokens)
+            if not prompt.ids:
+                raise BadInput(f"Prompt {i} is {text!r}, which has no tokens.")
+            tokens.append(prompt.ids)
+            for role, of_role in spans.items():
+                token_spans[role].append(prompt.token_span(of_role[i], f"The span {role!r} of prompt {i}"))
+            if answers:
+                what = f"answer of prompt {i}"
+                answer_tokens.append(following(tokenizer, prompt, answers[i], special_tokens, what))
+            if distractors:
+                what = f"distractor of prompt {i}"
+                distractor_tokens.append(following(tokenizer, prompt, distractors[i], special_tokens, what))
         return cls(
             texts=tuple(texts),
-            tokens=tuple(one.ids for one in encoded),
+            tokens=tuple(tokens),
             answers=tuple(answers),
-            answer_tokens=continued("answer", answers),
+            answer_tokens=tuple(answer_tokens),
             distractors=tuple(distractors),
-            distractor_tokens=continued("distractor", distractors),
-            spans={
-                role: tuple(
-                    one.token_span(span, f"The span {role!r} of prompt {i}")
-                    for i, (one, span) in enumerate(zip(encoded, of_role, strict=False))
-                )
-                for role, of_role in (spans or {}).items()
-            },
+            distractor_tokens=tuple(distractor_tokens),
+            spans={role: tuple(of_role) for role, of_role in token_spans.items()},
             counterfactual=counterfactual,
             metadata=tuple(metadata),
         )
@@ -198,6 +201,13 @@ class PromptSet:
         return record
 
 
+def _require_one_each(n: int, spans: Mapping[str, Sequence[Span]], **columns: Sequence[object]) -> None:
+    given = {name: column for name, column in columns.items() if column}
+    for name, column in (given | {f"spans of {role!r}": of_role for role, of_role in spans.items()}).items():
+        if len(column) != n:
+            raise BadInput(f"There are {len(column)} {name} for {n} prompts.")
+
+
 def _require_aligned(prompts: PromptSet, twin: PromptSet) -> None:
     if len(twin) != len(prompts):
         raise BadInput(f"The counterfactual has {len(twin)} prompts for {len(prompts)}.")
@@ -236,9 +246,7 @@ def _from_records(records: list[Any], path: Path, tokenizer: PreTrainedTokenizer
     def tokens(name: str) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(map(int, row)) for row in column(name))
 
-    twin = (
-        _from_records(list(column("counterfactual")), path, tokenizer) if column("counterfactual") else None
-    )
+    twin = _from_records(list(column("counterfactual")), path, tokenizer) if column("counterfactual") else None
     try:
         roles = tuple(records[0].get("spans", ()))
         spans = {role: tuple(_span(record["spans"][role]) for record in records) for role in roles}
