@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+
+from interp.errors import BadInput
 
 ModelName = Annotated[str, typer.Argument(help="pocket, a local folder or a hub id.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")]
@@ -21,4 +24,14 @@ Attention = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.", show_default=False)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted job of the same --out.")]
-Out = Annotated[Path, typer.Option(help="Where the result is written.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="Where the result is written.", show_default=False)]
+
+Number = TypeVar("Number", int, float)
+
+
+def numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    """`"256,512"` as numbers. Raises BadInput naming the option."""
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise BadInput(f"{option} {text} is not a list of numbers such as 25,50") from None
