@@ -1,0 +1,21 @@
+"""Figures of scores by head."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+
+def head_map(scores: np.ndarray, title: str = "") -> go.Figure:
+    """Heat map of `scores` `[layer head]`, layer 0 on top."""
+    figure = go.Figure(
+        go.Heatmap(
+            z=scores,
+            colorscale="Blues",
+            hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
+        )
+    )
+    figure.update_layout(title=title, xaxis_title="head", yaxis_title="layer", template="plotly_white")
+    figure.update_xaxes(dtick=max(1, scores.shape[1] // 16))
+    figure.update_yaxes(autorange="reversed", dtick=max(1, scores.shape[0] // 16))
+    return figure
