@@ -109,7 +109,7 @@ def retrieval_scores(
         if progress:
             progress(len(done), len(prompts))
     results = [done[i] for i in range(len(prompts))]
-    return _collect(model, prompts, results, gate, seed, method=method, dedup=dedup, span=span)
+    return _collect(model, prompts, results, gate, seed, decoding=method, dedup=dedup, span=span)
 
 
 def _run_tests(
