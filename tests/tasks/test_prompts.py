@@ -42,7 +42,7 @@ def test_tokens_are_the_tokenizers_own_without_special_tokens_at_the_end(
     assert list(bare.tokens[0]) == ids[1:-1]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.sampled_from("ab M.\n,é🗝7"), min_size=1, max_size=40), data=st.data())
 def test_a_span_is_the_tokens_of_its_characters(
     tokenizer: PreTrainedTokenizerBase, text: str, data: st.DataObject

@@ -1,0 +1,1 @@
+"""Attention heads: scores, masks of them, and the files other tools read."""
