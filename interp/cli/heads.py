@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.console import emit, frame_table, out
+from interp.cli.console import emit, frame_table, out, say
 from interp.cli.models import load_model
 from interp.cli.options import Json, Out
 from interp.cli.score import MASK_FILE, score
@@ -18,6 +19,7 @@ from interp.runs import load_run, require_writable
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interp.heads.formats import Loss
     from interp.heads.mask import HeadMask
 
 app = typer.Typer(help="Score attention heads; show, export and import head masks.", no_args_is_help=True)
@@ -87,29 +89,27 @@ def export_mask(
         mask = mask.top(top)
     elif sparsity is not None:
         mask = mask.quantile(sparsity)
-    write_mask(mask, to, format_)
-    report(mask, to, json)
+    losses = write_mask(mask, to, format_)
+    report(mask, to, losses, json)
 
 
 @app.command("import")
 def import_mask(
-    file: Annotated[Path, typer.Argument(help="Mask file or folder of another tool.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="Mask file or folder of another tool.", show_default=False, exists=True)],
     model: Annotated[str, typer.Option(help="The model whose heads it scores.", show_default=False)],
     to: Out,
     format_: Format = None,
     json: Json = False,
 ) -> None:
     """Read another tool's mask, check that it fits the model, and write it in our own format."""
-    from interp.heads.formats import write_mask
+    from interp.heads.formats import read_mask, write_mask
 
     require_writable(to)
-    mask = read(file, format_)
     loaded = load_model(model)
     spec = loaded.spec
-    mask.check(spec, loaded.fingerprint)
+    mask = read_mask(file, format_, like=spec).check(spec, loaded.fingerprint)
     named = replace(mask, model=spec.name, family=spec.family, fingerprint=loaded.fingerprint, kv_heads=spec.kv_heads)
-    write_mask(named, to, "json")
-    report(named, to, json)
+    report(named, to, write_mask(named, to, "json"), json)
 
 
 def read(source: Path, format_: str | None = None) -> HeadMask:
@@ -146,8 +146,11 @@ def about(mask: HeadMask) -> dict[str, Any]:
     }
 
 
-def report(mask: HeadMask, to: Path, json: bool) -> None:
+def report(mask: HeadMask, to: Path, losses: Sequence[Loss], json: bool) -> None:
+    """Where the mask was written, and what that format does not keep of it."""
     if json:
-        emit({"mask": str(to), **about(mask)})
-    else:
-        out.print(f"{mask!r}\nMask: {to}", markup=False, highlight=False, soft_wrap=True)
+        emit({"mask": str(to), **about(mask), "lost": {loss.field: loss.why for loss in losses}})
+        return
+    for loss in losses:
+        say(f"Not kept: {loss.field} ({loss.why}).")
+    out.print(f"{mask!r}\nMask: {to}", markup=False, highlight=False, soft_wrap=True)

@@ -126,8 +126,15 @@ def score(
     )
     run = to or Path("runs") / f"{Path(model).name}-{method}"
     require_free(run)
+
+    from interp.heads.formats import write_mask
+
     started = datetime.now(timezone.utc)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
+    if top is not None and top > loaded.spec.layers * loaded.spec.heads:
+        raise BadInput(
+            f"--top {top} is more heads than {model} has: {loaded.spec.layers} layers of {loaded.spec.heads}"
+        )
     journal = None
     if method == "retrieval":
         asked = tests.build(loaded, seed)
@@ -140,9 +147,14 @@ def score(
         with interruptible(None), progress("scoring") as report:
             scores = OTHER_METHODS[method](loaded, tests, seed, report)
     scores = replace(scores, parameters={**scores.parameters, **tests.parameters()})
-    mask = save(scores, method, threshold, top, run, started)
+    mask = select(scores, method, threshold, top) if len(scores.samples) else None
+    scores.save(run, started, **({} if mask is None else {MASK_FILE: lambda file: write_mask(mask, file)}))
     if journal is not None:
         journal.discard()
+    if mask is None:
+        say(f"What the model answered is in {run}.")
+        scores.require_samples()
+        return
     ablations = check_causally(loaded, tests, mask, seed, run) if causal else None
     if json:
         emit(document(scores, mask, ablations, run))
@@ -185,20 +197,6 @@ def razor(model: Model, tests: Tests, seed: int, report: Callable[[int, int], No
 
 
 OTHER_METHODS = {"qrhead": qrhead, "headkv-r2": headkv, "razor": razor}
-
-
-def save(
-    scores: HeadScores, method: Method, threshold: float | None, top: int | None, run: Path, started: datetime
-) -> HeadMask:
-    """Write the run with its mask; where no test passed, the tests alone, and raise NoTestPassed."""
-    from interp.heads.formats import write_mask
-
-    if len(scores.samples) == 0:
-        scores.save(run, started)
-        say(f"What the model answered is in {run}.")
-    mask = select(scores, method, threshold, top)
-    scores.save(run, started, **{MASK_FILE: lambda file: write_mask(mask, file, "json")})
-    return mask
 
 
 def select(scores: HeadScores, method: Method, threshold: float | None, top: int | None) -> HeadMask:
