@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from interp.tasks.bundled import bundled_needles, filler_text
+from interp.tasks.vocabulary import data_folder
 
 
 def _corpus() -> Iterator[str]:
@@ -47,6 +48,12 @@ def bracketing() -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session", params=["byte_level", "bracketing"])
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def pocket() -> PreTrainedTokenizerBase:
+    """The bundled model's: one token a digit, so a value is the same tokens in the needle and after the question."""
+    return AutoTokenizer.from_pretrained(data_folder() / "pocket")
 
 
 @pytest.fixture(scope="session")

@@ -136,6 +136,18 @@ def test_distractors_are_other_needles_of_the_same_form_at_other_places(
     assert at_0 != at_50 or prompts.spans["needle"][0] > at_0["distractor_1"]
 
 
+def test_bundled_needles_suit_the_bundled_model(pocket: PreTrainedTokenizerBase) -> None:
+    prompts = needle_prompts(pocket, [256, 512, 1024], [0, 50, 100], n_needles=10, distractors=2, context=2048)
+    for i, (text, answer, about) in enumerate(zip(prompts.texts, prompts.answers, prompts.metadata, strict=True)):
+        assert text.endswith(" is ")
+        assert answer == about["value"]
+        assert len(prompts.answer_tokens[i]) == len(set(prompts.answer_tokens[i])) == 5
+        start, end = prompts.spans["value"][i]
+        assert prompts.tokens[i][start:end] == prompts.answer_tokens[i]
+        assert prompts.tokens[i][0] == pocket.bos_token_id
+        assert words(pocket, prompts, i, "needle").strip() == "The {attribute} of {key} is {value}.".format(**about)
+
+
 def test_the_same_seed_gives_the_same_prompts_and_another_seed_others(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
