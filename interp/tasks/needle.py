@@ -8,6 +8,7 @@ shallower of their two places: keys and values of the haystack can be computed o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,15 +55,15 @@ def needle_prompts(
     are bundled, drawn from the others where they are the caller's. `context` is how many tokens the model takes.
     `chat` makes the prompt a user turn in the tokenizer's chat template.
 
-    Spans: "needle" and "distractor_1", … (whole sentences), "value" (the answer inside the needle), "question",
-    and "answer_query", the last token, from which the answer's first is predicted. Metadata: length, depth,
+    Spans: "needle" and "distractor_1", … (whole sentences), "value" (the answer where it is last in the needle),
+    "question", and "answer_query", the last token, from which the answer's first is predicted. Metadata: length, depth,
     needle (its number), key, value, attribute. The space before the answer belongs to the answer where the
     tokenizer makes it part of the answer's first token, to the prompt otherwise.
 
     Raises BadInput for an empty or too short haystack, a depth outside 0 to 100, a value that is not in its
     needle; PromptTooLong where needle and question exceed a length, or a length and the answer the context.
     """
-    _require_grid(lengths, depths)
+    lengths, depths = _grid(lengths, depths)
     if chat and not tokenizer.chat_template:
         raise BadInput("This tokenizer has no chat template, so its model takes no chat prompts.")
     frame = _Frame(tokenizer, chat)
@@ -103,7 +104,7 @@ def read_needles_jsonl(path: str | Path) -> list[Needle]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UnreadableFile(f"{path} cannot be read: {error}.") from error
     needles = [
@@ -118,14 +119,13 @@ def _needle_of_record(line: str, where: str) -> Needle:
     try:
         record = json.loads(line)
         needle, question, wanted = record["needle"], record["question"], record["real_needle"]
-        start = needle.lower().find(wanted.strip().lower())
+        found = re.search(re.escape(wanted.strip()), needle, re.IGNORECASE)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         message = f"{where} is not an object of texts `needle`, `question` and `real_needle` ({error!r})."
         raise UnreadableFile(message) from error
-    if start < 0 or not wanted.strip():
+    if not found or not found[0]:
         raise UnreadableFile(f"{where}: the real_needle {wanted!r} is not in the needle {needle!r}.")
-    answer = needle[start : start + len(wanted.strip())]
-    return Needle(needle, BOOK_QUESTION.format(question=question), f" {answer}", question, answer, "")
+    return Needle(needle, BOOK_QUESTION.format(question=question), f" {found[0]}", question, found[0], "")
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class _Test:
     def prompt(self, haystack: str, places: Sequence[int]) -> _Prompt:
         """The prompt with each sentence at its character of the haystack."""
         context, (needle, *others) = insert(haystack, list(zip(places, self.sentences, strict=True)))
-        value = needle[0] + self.sentences[0].index(self.about["value"])
+        value = needle[0] + self.sentences[0].rindex(self.about["value"])
         spans = {"needle": needle, "value": (value, value + len(self.about["value"]))}
         spans |= {f"distractor_{i}": span for i, span in enumerate(others, 1)}
         return self.frame.prompt(context, self.question, spans)
@@ -249,15 +249,17 @@ class _Test:
         )
 
 
-def _require_grid(lengths: Sequence[int], depths: Sequence[float]) -> None:
-    if not lengths or not depths:
+def _grid(lengths: Sequence[int], depths: Sequence[float]) -> tuple[list[int], list[float]]:
+    """The same as plain numbers, so that NumPy's can be given. Raises BadInput for those that make no test."""
+    if not len(lengths) or not len(depths):
         raise BadInput("A needle test needs at least one length and one depth.")
     for length in lengths:
-        if length < 1:
-            raise BadInput(f"A prompt of {length} tokens cannot be made: lengths are 1 or more.")
+        if length < 1 or int(length) != length:
+            raise BadInput(f"A prompt of {length} tokens cannot be made: lengths are whole numbers from 1.")
     for depth in depths:
         if not 0 <= depth <= 100:
             raise BadInput(f"Depth {depth} is not a percentage of the haystack: depths go from 0 to 100.")
+    return [int(length) for length in lengths], [float(depth) for depth in depths]
 
 
 def _choose(

@@ -6,11 +6,13 @@ import json
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 from interp.errors import BadInput, PromptTooLong, UnreadableFile
 from interp.tasks.bundled import Needle, bundled_needles, filler_text
+from interp.tasks.haystack import FEWEST_FILLER_TOKENS
 from interp.tasks.needle import needle_prompts, read_needles_jsonl
 from interp.tasks.prompts import PromptSet
 
@@ -157,6 +159,16 @@ def test_the_same_seed_gives_the_same_prompts_and_another_seed_others(
     assert one == again
     assert one.hash == again.hash
     assert one.texts != other.texts
+
+
+def test_a_grid_may_come_from_numpy(byte_level: PreTrainedTokenizerBase) -> None:
+    grid = np.linspace(100, 300, 3).round(), np.linspace(0, 100, 3, dtype=int)
+    assert needle_prompts(byte_level, *grid) == needle_prompts(byte_level, [100, 200, 300], [0, 50, 100])
+    assert needle_prompts(byte_level, *grid).hash
+
+
+def test_filler_sentences_are_long_enough_for_the_number_that_is_made() -> None:
+    assert min(len(sentence.split()) for sentence in filler_text(0, 3000).split(". ")) >= FEWEST_FILLER_TOKENS
 
 
 NEEDLE = Needle(
@@ -323,6 +335,7 @@ def test_a_value_outside_its_needle_is_refused(byte_level: PreTrainedTokenizerBa
         ({"lengths": []}, "at least one length"),
         ({"depths": []}, "one depth"),
         ({"lengths": [0]}, "0 tokens cannot be made"),
+        ({"lengths": [99.5]}, "99.5 tokens cannot be made"),
         ({"n_needles": 0}, "0 needles were asked for"),
         ({"n_needles": 2, "needles": [NEEDLE]}, "2 needles were asked for; there are 1"),
         ({"n_needles": 10**6}, "1000000 needles were asked for"),
