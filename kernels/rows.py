@@ -40,8 +40,8 @@ def visible_keys(
 ) -> Tensor:
     """Which keys a causal query sees: `[batch query key]`, True where attention is allowed.
 
-    `query_columns` `[batch query]` are the queries' columns among the keys, `key_mask` `[batch key]` is False on padding,
-    and `sliding_window` counts the query itself.
+    `query_columns` `[batch query]` are the queries' columns among the keys, `key_mask` `[batch key]` is False on
+    padding, and `sliding_window` counts the query itself.
     """
     keys = torch.arange(key_mask.shape[1], device=key_mask.device)
     distance = query_columns[..., None] - keys
@@ -58,7 +58,7 @@ def attention_rows(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> AttentionRows:
-    """The softmax rows of `q` against `k`, as the kernel computes them, in float32.
+    """The softmax rows of `q` against `k`, as the kernel computes them, in float32 (float64 for float64 queries).
 
     Args:
         q: `[batch head query dim]`, after rotary embedding.
@@ -68,14 +68,15 @@ def attention_rows(
         softcap: scores become `softcap * tanh(scores / softcap)` (Gemma-2).
         sinks: `[head]` logits that take part in the softmax and receive no value (gpt-oss).
     """
-    groups = rearrange(q, "b (g r) t d -> b g r t d", g=k.shape[1]).float()
-    scores = einsum(groups, k.float(), "b g r t d, b g s d -> b g r t s")
+    precise = torch.promote_types(q.dtype, torch.float32)
+    groups = rearrange(q, "b (g r) t d -> b g r t d", g=k.shape[1]).to(precise)
+    scores = einsum(groups, k.to(precise), "b g r t d, b g s d -> b g r t s")
     scores = rearrange(scores, "b g r t s -> b (g r) t s") * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~allowed[:, None], float("-inf"))
     if sinks is not None:
-        column = repeat(sinks.float(), "h -> b h t 1", b=q.shape[0], t=q.shape[2])
+        column = repeat(sinks.to(precise), "h -> b h t 1", b=q.shape[0], t=q.shape[2])
         scores = torch.cat([scores, column], dim=-1)
     lse = scores.logsumexp(-1)
     pattern = (scores - lse[..., None]).exp()[..., : k.shape[2]].nan_to_num(0.0)

@@ -1,7 +1,7 @@
 """Where each model family keeps its parts: one row a family, module paths as data, no copies of modeling code.
 
-Paths of `Architecture` are relative to the model (`blocks`, `final_norm`, `unembed`) or to one block (the rest). A family
-that is not in the table is recognised by its structure and proven by a numerical self-check (`structure.py`).
+Paths of `Architecture` are relative to the model (`blocks`, `final_norm`, `unembed`) or to one block (the rest). A
+family that is not in the table is recognised by its structure and proven by a numerical self-check (`structure.py`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Architecture:
     """One family: where its parts are, and which sites it cannot offer.
 
     `qkv` says how the projections are laid out: three modules, one module with q, k and v one after the other, or one
-    module with q, k and v of each head side by side. `attn_out` and `mlp_out` are the modules whose output is *added* to
-    the residual stream: on sandwich-norm families that is the norm after attention, not attention itself.
+    module with q, k and v of each head side by side. `attn_out` and `mlp_out` are the modules whose output is *added*
+    to the residual stream: on sandwich-norm families that is the norm after attention, not attention itself.
     """
 
     family: str
@@ -69,9 +69,11 @@ def _opt_unsupported(config: Any) -> str | None:
     return "this OPT normalises after each sum (do_layer_norm_before=False), so its residual stream is not a sum"
 
 
-def _sandwich(family: str) -> Architecture:
+def _sandwich(family: str, trunk: str = "model") -> Architecture:
     return Architecture(
         family,
+        blocks=f"{trunk}.layers",
+        final_norm=f"{trunk}.norm",
         attn_out="post_attention_layernorm",
         mlp_norm="pre_feedforward_layernorm",
         mlp_out="post_feedforward_layernorm",
@@ -88,6 +90,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("phi3", qkv="concatenated", projections=("self_attn.qkv_proj",)),
         _sandwich("gemma2"),
         _sandwich("gemma3_text"),
+        _sandwich("gemma3", trunk="model.language_model"),
         Architecture(
             "gpt2",
             blocks="transformer.h",

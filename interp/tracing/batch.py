@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from interp.errors import BadInput, PromptTooLong
-from interp.tracing.frame import Frame, Spans
+from interp.tracing.frame import Frame, Spans, gather_columns
 
 Side = Literal["left", "right"]
 
@@ -42,27 +43,36 @@ class Encoded:
 
 def encode(prompts: Prompts, tokenizer: Any) -> Encoded:
     """Token ids of every prompt; raises BadInput for text without a tokenizer and for empty prompts."""
-    spans: Spans = {}
     if isinstance(prompts, TokenizedPrompts):
-        rows, spans = prompts.tokens, prompts.spans
-    elif isinstance(prompts, Tensor):
-        rows = (prompts[None] if prompts.ndim == 1 else prompts).tolist()
+        encoded = Encoded(tuple(map(tuple, prompts.tokens)), prompts.spans)
     else:
-        rows = _encode_sequence([prompts] if isinstance(prompts, str) else list(prompts), tokenizer)
-    encoded = Encoded(tuple(tuple(row) for row in rows), spans)
+        encoded = Encoded(tuple(_rows(prompts, tokenizer)))
     if not encoded.rows or not all(encoded.rows):
         raise BadInput("there is nothing to run: no prompts, or a prompt without tokens")
     return encoded
 
 
-def _encode_sequence(items: list[Any], tokenizer: Any) -> list[list[int]]:
-    if items and isinstance(items[0], str):
-        if tokenizer is None:
-            raise BadInput("text needs a tokenizer; wrap(model, tokenizer=…) or give token ids")
-        return [tokenizer(text)["input_ids"] for text in items]
-    if items and isinstance(items[0], int):
-        return [items]
-    return [list(map(int, item)) for item in items]
+def _rows(prompts: Any, tokenizer: Any) -> Iterator[tuple[int, ...]]:
+    if isinstance(prompts, Mapping):
+        raise BadInput("prompts are texts or token ids without padding, not a mapping; give the texts themselves")
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if hasattr(prompts, "tolist"):
+        prompts = prompts.tolist()
+    if not isinstance(prompts, Iterable):
+        raise BadInput(f"prompts are texts or lists of token ids, not {prompts!r}")
+    prompts = list(prompts)
+    one = bool(prompts) and hasattr(prompts[0], "__index__") and not getattr(prompts[0], "shape", ())
+    for item in [prompts] if one else prompts:
+        if isinstance(item, str):
+            if tokenizer is None:
+                raise BadInput("text needs a tokenizer; wrap(model, tokenizer=…) or give token ids")
+            yield tuple(tokenizer(item)["input_ids"])
+        else:
+            try:
+                yield tuple(map(index, item))
+            except TypeError:
+                raise BadInput(f"a prompt is a text or a list of token ids, not {item!r}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +84,11 @@ class Padded:
     frame: Frame
 
     def inputs(self) -> dict[str, Tensor]:
-        """Keyword arguments of the forward call; position ids are explicit, as families differ in how they guess them."""
+        """Keyword arguments of the forward call; position ids are explicit, as families guess them differently."""
         return {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
-            "position_ids": self.frame.positions().clamp(min=0),
+            "position_ids": self.frame.positions.clamp(min=0),
         }
 
 
@@ -107,15 +117,40 @@ def pad(encoded: Encoded, prefix: int, side: Side, pad_id: int, device: torch.de
     return Padded(ids.to(device), mask.to(device), frame)
 
 
-def in_position_order(tensor: Tensor, frame: Frame, first: int) -> Tensor:
-    """Shift dimension 1 (columns from `first`) so that index i is position `first + i`; the end repeats the last column."""
+def position_columns(frame: Frame) -> Tensor:
+    """The column of each position from `frame.start` on, `[batch width]`, relative to the first computed one.
+
+    Past the end of a left-padded prompt, where there is no such column, the last one stands in.
+    """
+    columns = torch.arange(frame.width, device=frame.offsets.device)
+    return (columns + frame.offsets[:, None]).clamp(max=frame.width - 1)
+
+
+def in_position_order(tensor: Tensor, frame: Frame, longest: int) -> Tensor:
+    """Dimension 1 (all computed columns) by position, up to the longest prompt."""
+    if bool(frame.offsets.any()):
+        columns = torch.arange(tensor.shape[1], device=frame.offsets.device) + frame.offsets[:, None]
+        tensor = gather_columns(tensor, columns.clamp(max=tensor.shape[1] - 1))
+    return tensor[:, : longest - frame.start]
+
+
+def keys_by_position(pattern: Tensor, frame: Frame) -> Tensor:
+    """The key axis of `pattern` `[batch head query key]` by position: index s is the prompt's token s."""
     if not bool(frame.offsets.any()):
-        return tensor
-    positions = first + torch.arange(tensor.shape[1], device=tensor.device)[None]
-    offsets = frame.offsets.to(tensor.device)[:, None]
-    columns = torch.where(positions < frame.prefix, positions, positions + offsets) - first
-    rows = torch.arange(len(tensor), device=tensor.device)[:, None]
-    return tensor[rows, columns.clamp(max=tensor.shape[1] - 1)]
+        return pattern
+    keys = torch.arange(pattern.shape[-1], device=pattern.device)[None]
+    columns = torch.where(keys < frame.prefix, keys, keys + frame.offsets[:, None])
+    real = (columns < pattern.shape[-1])[:, None, None]
+    columns = columns.clamp(max=pattern.shape[-1] - 1)[:, None, None].expand_as(pattern)
+    return torch.where(real, pattern.gather(-1, columns), 0.0)
+
+
+def check_tokens(encoded: Encoded, vocab: int) -> None:
+    """Raise BadInput for token ids that the vocabulary does not have."""
+    for row in encoded.rows:
+        if min(row) < 0 or max(row) >= vocab:
+            wrong = min(row) if min(row) < 0 else max(row)
+            raise BadInput(f"token id {wrong} does not exist; the vocabulary has {vocab} entries")
 
 
 def check_length(encoded: Encoded, context: int | None, new_tokens: int = 0) -> None:

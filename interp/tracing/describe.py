@@ -27,9 +27,9 @@ class Description:
     def __str__(self) -> str:
         s = self.spec
         head = (
-            f"{s.name}: {s.family}, {s.layers} layers, {s.heads} heads ({s.kv_heads} key/value), head width {s.head_dim}, "
-            f"width {s.width}, MLP {s.mlp_width}, vocabulary {s.vocab}, context {s.context}, {s.dtype}; "
-            f"{self.backend} backend, {self.attention} attention"
+            f"{s.name}: {s.family}, {s.layers} layers, {s.heads} heads ({s.kv_heads} key/value), "
+            f"head width {s.head_dim}, width {s.width}, MLP {s.mlp_width}, vocabulary {s.vocab}, "
+            f"context {s.context}, {s.dtype}; {self.backend} backend, {self.attention} attention"
         )
         return f"{head}\n{self.frame.to_string(index=False)}"
 

@@ -65,8 +65,8 @@ class Diagnosis:
 def diagnose(model: Model, prompts: Prompts | None = None) -> Diagnosis:
     """Every check on `prompts`, or on seeded random tokens."""
     ids = random_tokens(model) if prompts is None else prompts
-    checks = [*_parity(model, ids), *site_equations(model, ids), *_padding(model)]
-    return Diagnosis(tuple(checks))
+    with torch.no_grad():
+        return Diagnosis((*_parity(model, ids), *site_equations(model, ids), *_padding(model)))
 
 
 def random_tokens(model: Model, length: int = 24) -> Tensor:
@@ -85,8 +85,7 @@ def _check(name: str, got: Tensor, wanted: Tensor, note: str = "") -> Check:
 def _parity(model: Model, ids: Prompts) -> Iterator[Check]:
     traced = model.run(ids, logits="all")
     if len(set(traced.lengths.tolist())) == 1:
-        with torch.no_grad():
-            plain = model.hf(traced.tokens.to(model.device)).logits
+        plain = model.hf(traced.tokens.to(model.device)).logits
         yield _check("logits equal a plain forward pass", traced.logits, plain)
 
 
@@ -103,8 +102,7 @@ def site_equations(model: Model, ids: Prompts) -> Iterator[Check]:
         yield _check(f"resid_pre + attn_out + mlp_out = resid_post ({layer})", pre + attn + mlp, post)
         if layer < last:
             yield _check(f"resid_post = next resid_pre ({layer})", post, trace[f"resid_pre.{layer + 1}"])
-    with torch.no_grad():
-        normed = model.parts.final_norm(trace[f"resid_post.{last}"])
+    normed = model.parts.final_norm(trace[f"resid_post.{last}"])
     yield _check("final_norm(resid_post) = final_norm", normed, trace["final_norm"])
     yield from _order(model, ids, trace)
     yield from _heads(model, ids, trace)
@@ -117,8 +115,7 @@ def _order(model: Model, ids: Prompts, trace: Trace) -> Iterator[Check]:
         return
     mlp_in = model.run(ids, read="mlp_in")
     for layer, block in enumerate(model.parts.blocks):
-        with torch.no_grad():
-            normed = block.mlp_norm(trace[f"resid_mid.{layer}"])
+        normed = block.mlp_norm(trace[f"resid_mid.{layer}"])
         yield _check(f"norm(resid_mid) = mlp_in ({layer})", normed, mlp_in[f"mlp_in.{layer}"])
 
 
@@ -129,8 +126,7 @@ def _heads(model: Model, ids: Prompts, trace: Trace) -> Iterator[Check]:
         total = model.run(ids, read=f"head_out.{layer}")[f"head_out.{layer}"].sum(2)
         if getattr(block.o, "bias", None) is not None:
             total = total + block.o.bias
-        with torch.no_grad():
-            whole = block.o(trace[f"z.{layer}"].flatten(2))
+        whole = block.o(trace[f"z.{layer}"].flatten(2))
         yield _check(f"sum of head_out + bias = W_O z ({layer})", total, whole)
 
 
@@ -166,6 +162,7 @@ def _padding(model: Model) -> Iterator[Check]:
 def first_failure(checks: Callable[[], Iterator[Check]]) -> Check | None:
     """The first equation that does not hold, or that could not be evaluated because a site never fired."""
     try:
-        return next((check for check in checks() if not check.ok), None)
+        with torch.no_grad():
+            return next((check for check in checks() if not check.ok), None)
     except SiteDidNotFire as error:
         return Check("every site fires", float("inf"), 0.0, str(error))

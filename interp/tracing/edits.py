@@ -8,24 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from interp.errors import BadInput, UnknownSite
-from interp.tracing.frame import Frame, Positions, select
+from interp.tracing.frame import Frame, Positions, positions_of, select
 from interp.tracing.sites import Site
 
 if TYPE_CHECKING:
     from interp.tracing.trace import Trace
 
-Reference = Tensor | float
-
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One intervention. `tensors` hold vectors, bases and donors; `parameters` plain numbers and words."""
+    """One intervention. `tensors` hold vectors, bases and donors; `parameters` plain numbers and words.
+
+    A run with `grad=True` also reaches tensors that require a gradient, so a direction can be fitted.
+    """
 
     kind: str
     site: Site
@@ -35,11 +37,12 @@ class Edit:
     rows: tuple[int, ...] | None = None
 
     def at(self, positions: Positions = None, rows: int | Sequence[int] | None = None) -> Edit:
-        """The same edit, only at these token positions (int, several, slice or role name) and prompts."""
-        if isinstance(positions, (list, range)):
-            positions = tuple(positions)
-        chosen = (rows,) if isinstance(rows, int) else None if rows is None else tuple(rows)
-        return replace(self, positions=positions, rows=chosen)
+        """The same edit, only at these token positions (int, several, slice or role name) and prompts.
+
+        What is left out stays as it was: `.at(positions=-1).at(rows=0)` selects both.
+        """
+        chosen = (rows,) if isinstance(rows, int) else self.rows if rows is None else tuple(map(int, rows))
+        return replace(self, positions=self.positions if positions is None else positions_of(positions), rows=chosen)
 
     def __str__(self) -> str:
         where = "" if self.positions is None else f" at {self.positions}"
@@ -59,19 +62,19 @@ def scale(site: str | Site, factor: float) -> Edit:
 def mean(site: str | Site, reference: Tensor | Trace) -> Edit:
     """Replace by a mean (mean ablation).
 
-    `reference` is the mean itself, in the site's shape without batch and tokens, or a Trace that read the site: then the
-    mean over all its prompts and real tokens.
+    `reference` is the mean itself, in the site's shape without batch and tokens, or a Trace that read the site: then
+    the mean over all its prompts and real tokens.
     """
     site = _editable(site)
     value = reference if isinstance(reference, Tensor) else reference.mean(site)
-    return Edit("mean", site, {"value": value.detach()})
+    return Edit("mean", site, {"value": value})
 
 
 def patch(site: str | Site, donor: Tensor | Trace) -> Edit:
     """Replace by the donor's activation at the same position (activation patching).
 
     `donor` is a Trace that read the site at all positions, or a tensor `[batch tokens ...]`; one donor row serves every
-    prompt. Without `.at(positions=…)` every position the donor has is patched.
+    prompt. Without `.at(positions=…)` every position that the donor has is patched; naming one it lacks is refused.
     """
     site = _editable(site)
     return Edit("patch", site, _donor(site, donor))
@@ -80,8 +83,8 @@ def patch(site: str | Site, donor: Tensor | Trace) -> Edit:
 def resample(site: str | Site, donors: Tensor | Trace, seed: int = 0) -> Edit:
     """Replace each prompt's activation by that of another, randomly drawn donor row (resample ablation).
 
-    Donor rows are drawn by one seeded cycle through them, so with the run's own prompts as donors no prompt receives its
-    own activation.
+    Donor rows are drawn by one seeded cycle through them, so with the run's own prompts as donors no prompt receives
+    its own activation. A donor shorter than what it must replace is refused.
     """
     site = _editable(site)
     return Edit("resample", site, _donor(site, donors), {"seed": int(seed)})
@@ -89,15 +92,16 @@ def resample(site: str | Site, donors: Tensor | Trace, seed: int = 0) -> Edit:
 
 def add(site: str | Site, vector: Tensor, factor: float = 1.0) -> Edit:
     """Add `factor * vector`; the vector has the site's shape without batch and tokens."""
-    return Edit("add", _editable(site), {"vector": vector.detach()}, {"factor": float(factor)})
+    return Edit("add", _editable(site), {"vector": vector}, {"factor": float(factor)})
 
 
 def set_coordinate(site: str | Site, direction: Tensor, value: float) -> Edit:
     """Set the coordinate along `direction` (normalised here) to `value`, leaving the orthogonal complement alone."""
-    unit = direction.detach().float()
-    if unit.norm() == 0:
+    direction = _precise(direction)
+    if direction.norm() == 0:
         raise BadInput("set_coordinate needs a direction that is not zero")
-    return Edit("set_coordinate", _editable(site), {"basis": (unit / unit.norm())[None]}, {"value": float(value)})
+    unit = direction / direction.norm()
+    return Edit("set_coordinate", _editable(site), {"basis": unit.flatten()[None]}, {"value": float(value)})
 
 
 def project_out(site: str | Site, directions: Tensor) -> Edit:
@@ -111,19 +115,19 @@ def swap_subspace(site: str | Site, directions: Tensor, donor: Tensor | Trace) -
     return Edit("swap_subspace", site, {"basis": _orthonormal(directions), **_donor(site, donor)})
 
 
-def attend(site: str | Site, to: str | int | Sequence[int]) -> Edit:
+def attend(site: str | Site, to: Positions = "uniform") -> Edit:
     """Force the attention rows of one head (`pattern.L.h`) or a whole layer (`pattern.L`).
 
-    `to="uniform"` spreads each row over all keys it can see (what the published retrieval-head masking does); a position or
-    several share the row evenly. The head's output becomes those weights times its values; no T x T matrix is built.
+    `to="uniform"` spreads each row over all keys it can see (what the published retrieval-head masking does); other
+    positions (int, several, slice or role name) share the row evenly, and a row that sees none of them stays as it is.
+    The head's output becomes those weights times its values; no T x T matrix is built.
     """
     site = Site.parse(site)
     if site.name != "pattern" or site.layer is None:
         raise UnknownSite(f"attend() edits pattern.LAYER or pattern.LAYER.HEAD, not {site}")
-    if isinstance(to, str) and to != "uniform":
-        raise BadInput(f"attend(to={to!r}) is unknown; give 'uniform', a position or several positions")
-    target = to if isinstance(to, str) else [to] if isinstance(to, int) else list(to)
-    return Edit("attend", site, parameters={"to": target})
+    if to is None:
+        raise BadInput("attend(to=None) says nothing; give 'uniform' or positions")
+    return Edit("attend", site, parameters={"to": positions_of(to)})
 
 
 def _editable(site: str | Site) -> Site:
@@ -137,15 +141,20 @@ def _editable(site: str | Site) -> Site:
 
 def _donor(site: Site, donor: Tensor | Trace) -> dict[str, Tensor]:
     if isinstance(donor, Tensor):
-        return {"donor": donor.detach()}
+        return {"donor": donor}
     return {"donor": donor.aligned(site).detach(), "donor_lengths": donor.lengths}
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """In float32 or better: directions keep their angle in half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _orthonormal(directions: Tensor) -> Tensor:
     """`[rank dim]` with orthonormal rows; raises BadInput when the directions are linearly dependent."""
-    matrix = directions.detach().float()
+    matrix = _precise(directions)
     matrix = matrix[None] if matrix.ndim == 1 else matrix
-    singular = torch.linalg.svdvals(matrix)
+    singular = torch.linalg.svdvals(matrix.detach())
     if singular[-1] <= 1e-6 * singular[0] or len(matrix) > matrix.shape[1]:
         raise BadInput(f"the {len(matrix)} directions are linearly dependent (or zero)")
     return torch.linalg.qr(matrix.T).Q.T.contiguous()
@@ -153,37 +162,56 @@ def _orthonormal(directions: Tensor) -> Tensor:
 
 def apply_edit(edit: Edit, value: Tensor, frame: Frame) -> tuple[Tensor, bool]:
     """The edited `value` `[batch width ...]` and whether anything was selected in this call."""
-    chosen = select(edit.positions, edit.rows, frame).to(value.device)
+    chosen = select(edit.positions, edit.rows, frame)
     if "donor" in edit.tensors:
-        chosen = chosen & (frame.positions().to(value.device) < edit.tensors["donor"].shape[1])
+        chosen &= frame.positions < donor_lengths(edit, frame.batch).to(chosen.device)[:, None]
     if not bool(chosen.any()):
         return value, False
-    target = value if edit.site.head is None else value[:, :, edit.site.head]
-    new = KINDS[edit.kind](edit, target, frame)
-    new = torch.where(chosen.reshape(*chosen.shape, *([1] * (target.ndim - 2))), new.to(value.dtype), target)
-    if edit.site.head is None:
-        return new, True
-    heads = list(value.unbind(2))
-    heads[edit.site.head] = new
-    return torch.stack(heads, dim=2), True
+    head = edit.site.head
+    target = value if head is None else value[:, :, head]
+    chosen = chosen.to(value.device).reshape(*chosen.shape, *([1] * (target.ndim - 2)))
+    new = torch.where(chosen, KINDS[edit.kind](edit, target, frame).to(value.dtype), target)
+    if head is not None:
+        new = torch.cat([value[:, :, :head], new[:, :, None], value[:, :, head + 1 :]], dim=2)
+    return new, True
 
 
 def _here(edit: Edit, name: str, value: Tensor) -> Tensor:
     return edit.tensors[name].to(device=value.device, dtype=value.dtype)
 
 
-def _donor_here(edit: Edit, value: Tensor, frame: Frame, rows: Tensor | None = None) -> Tensor:
+def donor_rows(edit: Edit, batch: int) -> Tensor:
+    """Which donor row each prompt receives, `[batch]`."""
+    donors = len(edit.tensors["donor"])
+    if edit.kind != "resample":
+        return torch.arange(batch) if donors > 1 else torch.zeros(batch, dtype=torch.long)
+    generator = torch.Generator().manual_seed(edit.parameters["seed"])
+    order = torch.randperm(donors, generator=generator)
+    successor = torch.empty_like(order)
+    successor[order] = order.roll(-1)
+    return successor[torch.arange(batch) % donors]
+
+
+def donor_lengths(edit: Edit, batch: int) -> Tensor:
+    """How many positions each prompt's donor has, `[batch]`."""
+    donor = edit.tensors["donor"]
+    lengths = edit.tensors.get("donor_lengths", torch.full((len(donor),), donor.shape[1]))
+    return lengths.cpu()[donor_rows(edit, batch)]
+
+
+def _donor_here(edit: Edit, value: Tensor, frame: Frame) -> Tensor:
     """The donor's activation for every column of the call, `[batch width ...]`."""
     donor = _here(edit, "donor", value)
-    positions = frame.positions().to(value.device).clamp(0, donor.shape[1] - 1)
-    if rows is None:
-        rows = torch.arange(frame.batch) if len(donor) > 1 else torch.zeros(frame.batch, dtype=torch.long)
-    return donor[rows.to(value.device)[:, None], positions]
+    rows = donor_rows(edit, frame.batch).to(value.device)
+    return donor[rows[:, None], frame.positions.to(value.device).clamp(0, donor.shape[1] - 1)]
 
 
-def _along(basis: Tensor, value: Tensor) -> Tensor:
-    """The component of `value` in the span of orthonormal `basis` `[rank dim]`, features flattened."""
-    return ((value.flatten(2) @ basis.T) @ basis).reshape(value.shape)
+def _along(edit: Edit, value: Tensor) -> Tensor:
+    """The component of `value` in the span of the edit's orthonormal basis `[rank dim]`, features flattened."""
+    basis = edit.tensors["basis"].to(value.device)
+    flat = value.flatten(2).to(torch.promote_types(value.dtype, basis.dtype))
+    basis = basis.to(flat.dtype)
+    return ((flat @ basis.T) @ basis).reshape(value.shape)
 
 
 def _zero(_edit: Edit, value: Tensor, _frame: Frame) -> Tensor:
@@ -202,36 +230,21 @@ def _patch(edit: Edit, value: Tensor, frame: Frame) -> Tensor:
     return _donor_here(edit, value, frame)
 
 
-def _resample(edit: Edit, value: Tensor, frame: Frame) -> Tensor:
-    return _donor_here(edit, value, frame, resample_rows(edit, frame.batch))
-
-
-def resample_rows(edit: Edit, batch: int) -> Tensor:
-    """Which donor row each prompt receives: a seeded cyclic order of the donors, so never row i for prompt i."""
-    donors = len(edit.tensors["donor"])
-    generator = torch.Generator().manual_seed(edit.parameters["seed"])
-    order = torch.randperm(donors, generator=generator)
-    successor = torch.empty_like(order)
-    successor[order] = order.roll(-1)
-    return successor[torch.arange(batch) % donors]
-
-
 def _add(edit: Edit, value: Tensor, _frame: Frame) -> Tensor:
     return value + edit.parameters["factor"] * _here(edit, "vector", value)
 
 
 def _set_coordinate(edit: Edit, value: Tensor, _frame: Frame) -> Tensor:
-    basis = _here(edit, "basis", value).flatten(1)
-    target = (edit.parameters["value"] * basis[0]).reshape(value.shape[2:])
-    return value - _along(basis, value) + target
+    unit = edit.tensors["basis"][0].to(value.device).reshape(value.shape[2:])
+    return value - _along(edit, value) + edit.parameters["value"] * unit
 
 
 def _project_out(edit: Edit, value: Tensor, _frame: Frame) -> Tensor:
-    return value - _along(_here(edit, "basis", value), value)
+    return value - _along(edit, value)
 
 
 def _swap_subspace(edit: Edit, value: Tensor, frame: Frame) -> Tensor:
-    return value + _along(_here(edit, "basis", value), _donor_here(edit, value, frame) - value)
+    return value + _along(edit, _donor_here(edit, value, frame) - value)
 
 
 KINDS: dict[str, Callable[[Edit, Tensor, Frame], Tensor]] = {
@@ -239,7 +252,7 @@ KINDS: dict[str, Callable[[Edit, Tensor, Frame], Tensor]] = {
     "scale": _scale,
     "mean": _mean,
     "patch": _patch,
-    "resample": _resample,
+    "resample": _patch,
     "add": _add,
     "set_coordinate": _set_coordinate,
     "project_out": _project_out,
@@ -250,9 +263,7 @@ KINDS: dict[str, Callable[[Edit, Tensor, Frame], Tensor]] = {
 def check_shapes(edit: Edit, features: tuple[int, ...], batch: int) -> None:
     """Refuse tensors that do not fit the site; `features` is the site's shape without batch and tokens."""
     features = features[1:] if edit.site.head is not None else features
-    width = 1
-    for size in features:
-        width *= size
+    width = prod(features)
 
     def refuse(what: str, tensor: Tensor, wanted: str) -> None:
         raise BadInput(f"{edit}: the {what} has shape {tuple(tensor.shape)}, the site needs {wanted}")
@@ -272,3 +283,20 @@ def check_shapes(edit: Edit, features: tuple[int, ...], batch: int) -> None:
             refuse("donor", donor, f"1 or {batch} rows")
         if edit.kind == "resample" and len(donor) < 2:
             refuse("donor", donor, "at least two rows to draw from")
+
+
+def check_donor(edit: Edit, frame: Frame) -> None:
+    """Refuse donors that lack a position they are to replace.
+
+    An open selection (none, or a slice) of a patch takes what the donor has; resampling replaces everything selected.
+    """
+    if edit.kind != "resample" and (edit.positions is None or isinstance(edit.positions, slice)):
+        return
+    lengths = donor_lengths(edit, frame.batch).to(frame.positions.device)
+    missing = select(edit.positions, edit.rows, frame) & (frame.positions >= lengths[:, None])
+    if bool(missing.any()):
+        row, column = missing.nonzero()[0].tolist()
+        raise BadInput(
+            f"{edit}: the donor of prompt {row} has {int(lengths[row])} tokens, so nothing for position "
+            f"{int(frame.positions[row, column])}"
+        )

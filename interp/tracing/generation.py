@@ -40,7 +40,7 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """Continuations: `texts` (empty strings without a tokenizer), new `tokens` of each row, and their log-probabilities."""
+    """Continuations: new `tokens` of each row, their `texts` (empty without a tokenizer) and log-probabilities."""
 
     texts: tuple[str, ...]
     tokens: tuple[tuple[int, ...], ...]
@@ -58,16 +58,15 @@ def decode(
     sampling: Sampling,
     tokenizer: Any,
     stop_tokens: frozenset[int],
-    cache: DynamicCache | None,
+    cache: DynamicCache,
 ) -> Generation:
     """Run the prompt and then one token a row at a time, until every row has ended."""
-    cache = DynamicCache() if cache is None else cache
     rows = _Rows(padded.frame.batch, tokenizer, sampling.stop, stop_tokens)
     generator = torch.Generator().manual_seed(sampling.seed)
     frame, inputs = padded.frame, padded.inputs()
     for step in range(sampling.max_new_tokens):
-        session.frame = frame
-        logits = backend.forward(session, **inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
+        session.begin(frame)
+        logits = backend.forward(session, **inputs, past_key_values=cache).logits[:, -1].float()
         chosen = choose_tokens(logits, sampling, generator)
         rows.append(chosen, logits.log_softmax(-1))
         if rows.all_ended or step + 1 == sampling.max_new_tokens:
@@ -76,7 +75,7 @@ def decode(
         inputs = {
             "input_ids": chosen[:, None].to(padded.input_ids.device),
             "attention_mask": frame.key_mask.long(),
-            "position_ids": frame.positions(),
+            "position_ids": frame.positions,
         }
     return rows.generation()
 

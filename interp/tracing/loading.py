@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from interp.errors import BadInput, ModelNotLoadable, UnsupportedArchitecture, choose
 from interp.tracing.architectures import ARCHITECTURES, Parts, locate_parts
 from interp.tracing.doctor import first_failure, random_tokens, site_equations
 from interp.tracing.model import Model
 from interp.tracing.spec import ModelSpec
-from interp.tracing.structure import recognise
+from interp.tracing.structure import count, recognise
 
 BACKENDS = ("hooks",)
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -36,10 +39,10 @@ def load(
     """Load a bundled model (`"pocket"`), a local folder or a hub id.
 
     Args:
-        attention: transformers' attention implementation (`"sdpa"`, `"eager"`, `"flex_attention"`, …); its default otherwise.
-        dtype: `"auto"` keeps the checkpoint's.
-        device: the first GPU if there is one, else the CPU; exclusive with `device_map`, which spreads the model (accelerate).
-        tokenizer: a folder or hub id (or tokenizer object) when the model's own folder has none.
+        attention: transformers' attention implementation (`"sdpa"`, `"eager"`, `"flex_attention"`, …); its default
+        otherwise. dtype: `"auto"` keeps the checkpoint's. device: the first GPU if there is one, else the CPU;
+        exclusive with `device_map`, which spreads the model (accelerate). tokenizer: a folder or hub id (or tokenizer
+        object) when the model's own folder has none.
 
     Raises:
         ModelNotLoadable: nothing there, no tokenizer, no safetensors weights, or weights that cannot be read.
@@ -54,20 +57,22 @@ def load(
     source = _resolve(str(name_or_path))
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     words = _load_tokenizer(source if tokenizer is None else tokenizer, common)
-    options = {
-        "attn_implementation": attention,
-        "device_map": device_map,
-        "dtype": dtype,
-        "use_safetensors": True,
-    }
+    options = {"attn_implementation": attention, "device_map": device_map, "dtype": dtype}
     try:
-        hf = AutoModelForCausalLM.from_pretrained(
-            source, **common, **{k: v for k, v in options.items() if v is not None}
+        hf, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            **common,
+            **{k: v for k, v in options.items() if v is not None},
+            use_safetensors=True,
+            output_loading_info=True,
         )
+        if device_map is None:
+            hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except Exception as error:
-        raise ModelNotLoadable(f"{name_or_path} cannot be loaded: {_first_line(error)}") from error
-    if device_map is None:
-        hf = hf.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        raise _not_loadable(source, "the model", error) from error
+    if absent := sorted(report["missing_keys"]):
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise ModelNotLoadable(f"the weights of {source} lack {', '.join(absent[:3])}{more}")
     return wrap(hf.eval().requires_grad_(False), tokenizer=words, name=_display_name(str(name_or_path)))
 
 
@@ -77,16 +82,16 @@ def wrap(model: Any, tokenizer: Any = None, *, name: str | None = None) -> Model
     Raises UnsupportedArchitecture for objects and families that cannot be traced, saying what is missing.
     """
     if isinstance(model, Model):
-        return model
-    config = getattr(model, "config", None)
-    if not isinstance(model, nn.Module) or not hasattr(config, "get_text_config"):
+        model, tokenizer = model.hf, model.tokenizer if tokenizer is None else tokenizer
+    whole = getattr(model, "config", None)
+    if not isinstance(model, nn.Module) or not isinstance(whole, PreTrainedConfig):
         raise UnsupportedArchitecture(f"cannot wrap a {type(model).__name__}; give a transformers language model")
-    if config.is_encoder_decoder:
+    if whole.is_encoder_decoder:
         raise UnsupportedArchitecture(
             f"{type(model).__name__} is an encoder-decoder; sites are defined for decoders only"
         )
-    config = config.get_text_config()
-    architecture = ARCHITECTURES.get(config.model_type)
+    config = whole.get_text_config()
+    architecture = ARCHITECTURES.get(whole.model_type) or ARCHITECTURES.get(config.model_type)
     known = architecture is not None
     parts = locate_parts(model, architecture or recognise(model, config), config)
     spec = _spec(
@@ -129,17 +134,17 @@ def _load_tokenizer(source: Any, common: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(source)
-    if folder.is_dir() and not any(folder.glob("tokenizer*")) and not any(folder.glob("*.model")):
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZERS):
         raise ModelNotLoadable(f"{source} holds no tokenizer; pass tokenizer=FOLDER or wrap() the model for token ids")
     try:
         return AutoTokenizer.from_pretrained(source, **common)
     except Exception as error:
-        raise ModelNotLoadable(f"the tokenizer of {source} cannot be loaded: {_first_line(error)}") from error
+        raise _not_loadable(str(source), "the tokenizer", error) from error
 
 
 def _spec(model: nn.Module, config: Any, parts: Parts, name: str) -> ModelSpec:
-    heads = int(config.num_attention_heads)
-    width = int(config.hidden_size)
+    heads = count(config, "num_attention_heads")
+    width = count(config, "hidden_size")
     down = parts.blocks[0].mlp_down
     return ModelSpec(
         name=name,
@@ -149,8 +154,8 @@ def _spec(model: nn.Module, config: Any, parts: Parts, name: str) -> ModelSpec:
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or width // heads),
         width=width,
-        mlp_width=int(getattr(down, "in_features", 0) or down.weight.shape[0]),
-        vocab=int(config.vocab_size),
+        mlp_width=down.weight.shape[0] if isinstance(down, Conv1D) else int(down.in_features),  # type: ignore[arg-type]
+        vocab=count(config, "vocab_size"),
         context=getattr(config, "max_position_embeddings", None),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         parameters=sum(p.numel() for p in model.parameters()),
@@ -172,6 +177,10 @@ def _display_name(name: str) -> str:
     return Path(name).name if Path(name).is_dir() else name
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"
+def _not_loadable(source: str, what: str, error: Exception) -> ModelNotLoadable:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if Path(source).is_dir():
+        return ModelNotLoadable(f"{what} in {source} cannot be loaded: {text}")
+    return ModelNotLoadable(
+        f"{source} is neither bundled nor a folder here, and {what} cannot be had as a hub id: {text}"
+    )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.errors import BadInput, MemoryBudgetExceeded, SiteUnavailable, UnknownSite
 from interp.tracing.edits import Edit, check_shapes
-from interp.tracing.frame import Positions
+from interp.tracing.frame import Positions, positions_of
 from interp.tracing.sites import SITES, Site, expand
 from interp.tracing.spec import ModelSpec
 from kernels.rows import AttentionRows
@@ -27,9 +27,10 @@ DENSE_PATTERN_LIMIT = 2**24
 class RowFold:
     """A running reduction over attention rows, so that a T x T matrix never has to exist.
 
-    `step(rows, positions, layer)` receives the probabilities of a block of query rows (`rows.pattern`
-    `[batch head query key]`, keys by column) and the positions of these queries `[batch query]`; its results are summed, or
-    concatenated along the axis `query` (2). The trace holds them as `trace.folds[name]`, one entry a layer.
+    `step(rows, positions, layer)` receives the probabilities of a block of query rows (`rows.pattern` `[batch head
+    query key]`, keys by position) and the positions of these queries `[batch query]`, -1 on padding. Its results are
+    summed, or concatenated along the axis `query` (2), which leaves padding in the columns it has. The trace holds them
+    as `trace.folds[name]`, one entry a layer.
     """
 
     name: str
@@ -38,6 +39,7 @@ class RowFold:
 
 
 Read = str | Site | RowFold
+Logits = Literal["auto", "last", "all"] | Positions
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Plan:
     folds: tuple[RowFold, ...]
     edits: tuple[Edit, ...]
     positions: Positions
+    logits: Logits
     grad: bool
+    layers: int
     stop_after: Site | None
 
     @cached_property
@@ -76,13 +80,18 @@ def make_plan(
     edits: Sequence[Edit] = (),
     positions: Positions = None,
     *,
+    logits: Logits = "last",
     batch: int = 1,
     grad: bool = False,
-    keep_logits: bool = True,
 ) -> Plan:
     """Check every read and edit against the model; raises UnknownSite, SiteUnavailable or BadInput."""
     wanted = [read] if isinstance(read, (str, Site, RowFold)) else list(read)
+    logits = positions_of(logits)
+    if logits == "auto":
+        logits = None if wanted else "last"
     folds = tuple(item for item in wanted if isinstance(item, RowFold))
+    if len({fold.name for fold in folds}) < len(folds):
+        raise BadInput("two RowFolds have the same name; a trace keeps them by name")
     sites = expand([item for item in wanted if not isinstance(item, RowFold)], spec.layers)
     for site in sites:
         check_site(site, spec, refusals)
@@ -92,7 +101,7 @@ def make_plan(
             check_shapes(edit, features(edit.site, spec), batch)
     reads = tuple(dict.fromkeys(site.whole for site in sites))
     stop = None
-    if not keep_logits and not any(site.name == "logits" for site in reads):
+    if logits is None and not any(site.name == "logits" for site in reads):
         stop = _last_read(reads, folds, spec)
         for edit in edits:
             if stop is not None and edit.site.order > stop.order:
@@ -100,7 +109,7 @@ def make_plan(
                     f"{edit} comes after {stop}, the last thing this run reads, so it could have no effect; "
                     "ask for logits or read a later site"
                 )
-    return Plan(reads, folds, tuple(edits), positions, grad, stop)
+    return Plan(reads, folds, tuple(edits), positions_of(positions), logits, grad, spec.layers, stop)
 
 
 def _last_read(reads: Sequence[Site], folds: Sequence[RowFold], spec: ModelSpec) -> Site | None:
@@ -134,9 +143,11 @@ def features(site: Site, spec: ModelSpec) -> tuple[int, ...]:
     return tuple(sizes[axis] for axis in SITES[site.name].shape.split()[2:])
 
 
-def estimate_bytes(plan: Plan, spec: ModelSpec, batch: int, tokens: int, kept: int, itemsize: int) -> int:
+def estimate_bytes(
+    plan: Plan, spec: ModelSpec, batch: int, tokens: int, kept: int, kept_logits: int, itemsize: int
+) -> int:
     """Bytes the run will hold for `batch` prompts of `tokens` tokens, of which `kept` positions are read."""
-    total = 0
+    total = batch * kept_logits * spec.vocab * itemsize
     for site in plan.reads:
         if site.name == "pattern":
             total += batch * spec.heads * kept * tokens * 4
@@ -156,6 +167,7 @@ def check_memory(
     batch: int,
     tokens: int,
     kept: int,
+    kept_logits: int,
     itemsize: int,
     budget: int,
     materialize: bool,
@@ -167,9 +179,9 @@ def check_memory(
             f"pattern of {batch} x {spec.heads} heads x {kept} x {tokens} tokens is {dense:,} numbers a layer; read "
             "attention_stats, keep fewer rows with positions=…, or pass materialize=True"
         )
-    estimate = estimate_bytes(plan, spec, batch, tokens, kept, itemsize)
+    estimate = estimate_bytes(plan, spec, batch, tokens, kept, kept_logits, itemsize)
     if estimate > budget:
         raise MemoryBudgetExceeded(
-            f"this run would keep {estimate / 2**20:,.0f} MiB of activations, the budget is {budget / 2**20:,.0f} MiB; "
-            "read fewer sites or positions, split the prompts, or raise memory_budget"
+            f"this run would keep {estimate / 2**20:,.1f} MiB of activations and logits, the budget is "
+            f"{budget / 2**20:,.1f} MiB; read fewer sites or positions, split the prompts, or raise memory_budget"
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+from weakref import ref
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from interp.errors import BadInput
@@ -21,7 +23,14 @@ class Prefix:
     tokens: tuple[int, ...]
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
-    edits: tuple[Edit, ...] = ()
+    edits: tuple[Edit, ...]
+    model: ref[nn.Module]
+
+    @classmethod
+    def of(cls, model: nn.Module, tokens: tuple[int, ...], cache: Any, edits: tuple[Edit, ...]) -> Prefix:
+        """What a forward pass over `tokens` left in `cache`."""
+        keys, values = (tuple(getattr(layer, name) for layer in cache.layers) for name in ("keys", "values"))
+        return cls(tokens, keys, values, edits, ref(model))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -49,20 +58,28 @@ class Prefix:
     def cache(self, batch: int) -> DynamicCache:
         """A cache for `batch` rows; the prefix itself is never written to."""
         cache = DynamicCache()
-        if len(self):
-            for layer, (k, v) in enumerate(zip(self.keys, self.values, strict=True)):
-                cache.update(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1), layer)
+        for layer, (k, v) in enumerate(zip(self.keys, self.values, strict=True)):
+            cache.update(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1), layer)
         return cache
 
-    def check(self, encoded: Encoded, edits: Sequence[Edit], frame: Frame) -> None:
+    def check(self, model: nn.Module, encoded: Encoded, edits: Sequence[Edit], frame: Frame) -> None:
         """Raise BadInput unless every prompt goes on from the prefix, under the interventions it was computed with."""
-        for row in encoded.rows:
+        if self.model() is not model:
+            raise BadInput("the prefix was computed by another model")
+        for i, row in enumerate(encoded.rows):
             if row[: len(self)] != self.tokens or len(row) == len(self):
-                raise BadInput("a prompt does not begin with the prefix's tokens and go on after them")
+                raise BadInput(f"prompt {i} does not begin with the prefix's {len(self)} tokens and go on after them")
         for edit in self.edits:
             if edit not in edits:
                 raise BadInput(f"the prefix was computed under {edit}, which this run does not have")
-        inside = replace(frame, start=0, width=len(self), key_mask=frame.key_mask[:, : len(self)])
         for edit in edits:
-            if edit not in self.edits and bool(select(edit.positions, edit.rows, inside).any()):
+            if edit not in self.edits and bool(select(edit.positions, edit.rows, frame.inside_prefix).any()):
                 raise BadInput(f"{edit} reaches into the prefix, which was computed without it; prefill with this edit")
+
+
+def refuse_relative(edit: Edit) -> None:
+    """Refuse edits of a prefix that select prompts, or positions that depend on how a prompt goes on."""
+    where = edit.positions
+    ends = (where.start, where.stop) if isinstance(where, slice) else where if isinstance(where, tuple) else (where,)
+    if edit.rows is not None or isinstance(where, str) or any(end is not None and end < 0 for end in ends):
+        raise BadInput(f"{edit}: in a prefix, positions count from the start and rows do not exist yet")

@@ -1,71 +1,63 @@
 """The moving part of a run: backends call `visit` wherever the forward pass reaches a planned site.
 
-A session applies the edits of a site in order, keeps what is read, stops the pass after the last thing needed, and knows
-afterwards whether everything planned has happened.
+A session applies the edits of a site in order, keeps what is read, stops the pass after the last thing needed, and
+knows afterwards whether everything planned has happened.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from einops import reduce
 from torch import Tensor
 
-from interp.errors import BadInput, SiteDidNotFire
+from interp.errors import SiteDidNotFire
+from interp.tracing.attention import KernelCall, attend_rows, attended, forced_rows, row_blocks
+from interp.tracing.batch import keys_by_position, position_columns
 from interp.tracing.edits import Edit, apply_edit
-from interp.tracing.frame import Frame, select
+from interp.tracing.frame import Frame, gather_columns, selected_columns
 from interp.tracing.plan import Plan, RowFold
 from interp.tracing.sites import Site
-from kernels.rows import (
-    AttentionRows,
-    AttentionStats,
-    attention_rows,
-    gather_values,
-    row_statistics,
-    visible_keys,
-)
+from interp.tracing.trace import Leaf
+from kernels.rows import AttentionRows, AttentionStats, row_statistics
 
-ROW_BLOCK_ELEMENTS = 2**24
-"""Attention probabilities computed at a time when rows are read (64 MiB in float32)."""
-
-
-Order = Callable[[Tensor, int | None], Tensor]
-"""Brings dimension 1 from columns to positions; the second argument is its first column (None: where the run began)."""
+Order = Callable[[Tensor], Tensor]
+"""Brings dimension 1 from the columns of the run to the positions of its prompts."""
 
 
 class StopForward(Exception):
     """Raised inside a forward pass once everything planned has been read."""
 
 
-@dataclass(frozen=True, eq=False)
-class KernelCall:
-    """What the attention kernel of one layer is given: `q` `[batch head query dim]`, `k` and `v` `[batch kv_head key dim]`."""
-
-    layer: int
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    scaling: float
-    softcap: float | None
-    sliding_window: int | None
-    sinks: Tensor | None
-
-
 class Session:
-    """State of one `Model.run` or `Model.generate`; `frame` is set by the backend's caller before every forward call."""
+    """State of one `Model.run` or `Model.generate`; `begin` comes before every forward call."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.frame: Frame
+        self._columns: Tensor | None
+        self._logit_columns: Tensor | None
         self._kept: dict[Site, list[Any]] = defaultdict(list)
         self._folds: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
-        self._reached: set[Site] = set()
+        self._leaves: dict[Site, Tensor] = {}
+        self._positions: list[Tensor] = []
         self._hit: set[int] = set()
-        self.leaves: dict[Site, Tensor] = {}
+
+    def begin(self, frame: Frame) -> None:
+        """Set the columns that the next forward call computes; raises BadInput for selections that do not fit them."""
+        self.frame = frame
+        if self.plan.positions is None:
+            self._columns = torch.arange(frame.width, device=frame.offsets.device).expand(frame.batch, -1)
+        else:
+            self._columns = selected_columns(self.plan.positions, frame)
+        if self._columns is not None:
+            self._positions.append(gather_columns(frame.positions, self._columns))
+        if self.plan.logits in (None, "last"):
+            self._logit_columns = frame.last_columns
+        else:
+            self._logit_columns = None if self.plan.logits == "all" else selected_columns(self.plan.logits, frame)
 
     def visit(self, name: str, layer: int | None, value: Tensor, frame: Frame | None = None) -> Tensor:
         """The value the model should go on with; the same object when nothing changes it.
@@ -73,7 +65,7 @@ class Session:
         `frame` differs from the call's own only where a value covers other columns (cached keys).
         """
         site = Site(name, layer)
-        frame = frame or self.frame
+        frame = (frame or self.frame).to(value.device)
         for edit in self.plan.edits_at(site):
             value, hit = apply_edit(edit, value, frame)
             self._mark(edit, hit)
@@ -81,14 +73,12 @@ class Session:
             if self.plan.grad and value.requires_grad:
                 value = value.view_as(value)
                 value.retain_grad()
-                self.leaves[site] = value
-            self._keep(site, self._pick(value, frame))
-        self.arrived(site)
+                self._leaves[site] = value
+            self._keep(site, self._pick(value))
+        self._arrived(site)
         return value
 
-    def arrived(self, site: Site) -> None:
-        """Stop the pass once the last planned site has been read."""
-        self._reached.add(site)
+    def _arrived(self, site: Site) -> None:
         if site == self.plan.stop_after:
             raise StopForward
 
@@ -100,61 +90,54 @@ class Session:
         if value is not None:
             self._kept[site].append(value)
 
-    def _pick(self, value: Tensor, frame: Frame) -> Tensor | None:
+    def _pick(self, value: Tensor) -> Tensor | None:
         """The positions to keep, `[batch kept ...]`; None when this call computes none of them."""
-        value = value if self.plan.grad else value.detach()
-        if frame.width != self.frame.width:
-            value, frame = value[:, frame.width - self.frame.width :], self.frame
+        value = value[:, value.shape[1] - self.frame.width :]
         if self.plan.positions is None:
             return value
-        columns = self.columns()
-        return None if columns is None else value[_rows(columns), columns]
+        return None if self._columns is None else gather_columns(value, self._columns)
 
-    def columns(self) -> Tensor | None:
-        """Columns of this call whose reads are kept, `[batch kept]`, relative to the call's first column."""
-        if self.plan.positions is None:
-            return torch.arange(self.frame.width, device=self.frame.offsets.device).expand(self.frame.batch, -1)
-        chosen = select(self.plan.positions, None, self.frame)
-        counts = chosen.sum(1)
-        if int(counts.max()) != int(counts.min()):
-            raise BadInput(
-                f"positions={self.plan.positions!r} keeps between {int(counts.min())} and {int(counts.max())} tokens a "
-                "prompt; a trace needs the same number for each: run the prompts separately"
-            )
-        return chosen.nonzero()[:, 1].reshape(self.frame.batch, -1) if int(counts.max()) else None
+    def narrow(self, hidden: Tensor) -> Tensor:
+        """Of what is about to be unembedded, only the columns whose logits are kept, `[batch kept width]`."""
+        if self._logit_columns is None or self.plan.touches("logits", None):
+            return hidden
+        return gather_columns(hidden, self._logit_columns)
+
+    def kept_logits(self, logits: Tensor, order: Order) -> Tensor | None:
+        """`[batch vocab]` for `"last"`, else `[batch positions vocab]`."""
+        if self.plan.logits is None:
+            return None
+        if self._logit_columns is None:
+            return order(logits)
+        if self.plan.touches("logits", None):
+            logits = gather_columns(logits, self._logit_columns)
+        return logits[:, 0] if self.plan.logits == "last" else logits
 
     def read_rows(self, call: KernelCall) -> None:
         """Compute the attention rows that are read (`pattern`, `attention_stats`, folds), block by block."""
-        sites = [site for site in self.plan.reads if site.layer == call.layer]
-        wanted = {site.name for site in sites} & {"pattern", "attention_stats"}
-        columns = self.columns() if wanted or self.plan.folds else None
-        if columns is not None:
+        frame, layer = self.frame.to(call.q.device), call.layer
+        wanted = [name for name in ("pattern", "attention_stats") if Site(name, layer) in self.plan.reads]
+        if self._columns is not None and (wanted or self.plan.folds):
             kept: dict[str, list[Any]] = defaultdict(list)
-            for block in self._blocks(columns, call):
-                rows = _rows_of(call, block, self.frame)
+            for columns in row_blocks(self._columns.to(call.q.device), call):
+                rows = attended(call, columns, frame)
+                for edit in self.plan.edits_at(Site("pattern", layer)):
+                    weights, keep = forced_rows(edit, call, columns, frame)
+                    rows = rows._replace(pattern=torch.where(keep[..., None], weights, rows.pattern))
+                    self._mark(edit, bool(keep.any()))
+                rows = rows._replace(pattern=keys_by_position(rows.pattern, frame))
                 if "pattern" in wanted:
                     kept["pattern"].append(rows.pattern)
                 if "attention_stats" in wanted:
-                    kept["attention_stats"].append(self._statistics(rows))
+                    kept["attention_stats"].append(row_statistics(rows))
                 for fold in self.plan.folds:
-                    self._fold(fold, call.layer, rows, block)
+                    self._fold(fold, layer, rows, gather_columns(frame.positions, columns))
             for name in wanted:
-                self._keep(Site(name, call.layer), _join(kept[name]))
-        for name in ("pattern", "attention_stats"):
-            self.arrived(Site(name, call.layer))
+                self._keep(Site(name, layer), _join(kept[name], axis=2))
+        self._arrived(Site("pattern", layer))
+        self._arrived(Site("attention_stats", layer))
 
-    def _statistics(self, rows: AttentionRows) -> AttentionStats:
-        """Row statistics with the argmax as a position of its prompt."""
-        stats = row_statistics(rows)
-        positions = self.frame.whole().positions().to(stats.argmax.device)
-        return stats._replace(argmax=positions[_rows(stats.argmax)[..., None], stats.argmax])
-
-    def _blocks(self, columns: Tensor, call: KernelCall) -> Iterator[Tensor]:
-        size = max(1, ROW_BLOCK_ELEMENTS // (call.q.shape[0] * call.q.shape[1] * call.k.shape[2]))
-        return iter(columns.split(size, dim=1))
-
-    def _fold(self, fold: RowFold, layer: int, rows: AttentionRows, columns: Tensor) -> None:
-        positions = self.frame.positions()[_rows(columns), columns]
+    def _fold(self, fold: RowFold, layer: int, rows: AttentionRows, positions: Tensor) -> None:
         result = fold.step(rows, positions, layer)
         earlier = self._folds[fold.name, layer]
         if fold.join == "sum" and earlier:
@@ -164,44 +147,47 @@ class Session:
 
     def force_rows(self, call: KernelCall, z: Tensor) -> Tensor:
         """Apply the layer's `attend` edits to the kernel's output `z` `[batch query head dim]`."""
+        frame = self.frame.to(z.device)
         for edit in self.plan.edits_at(Site("pattern", call.layer)):
-            chosen = select(edit.positions, edit.rows, self.frame)
-            self._mark(edit, bool(chosen.any()))
-            if not bool(chosen.any()):
-                continue
-            columns = torch.arange(z.shape[1], device=z.device).expand(len(z), -1)
-            for block in self._blocks(columns, call):
-                start, stop = int(block[0, 0]), int(block[0, -1]) + 1
-                weights, has_target = _forced_weights(edit, call, block, self.frame)
-                new = gather_values(weights, call.v)
-                new = new.repeat_interleave(call.q.shape[1] // call.v.shape[1], dim=2)
-                keep = (chosen[:, start:stop] & has_target)[:, :, None, None]
-                heads = torch.arange(z.shape[2], device=z.device)
-                if edit.site.head is not None:
-                    keep = keep & (heads == edit.site.head)[None, None, :, None]
-                z = torch.cat([z[:, :start], torch.where(keep, new, z[:, start:stop]), z[:, stop:]], dim=1)
+            z, hit = attend_rows(edit, call, frame, z)
+            self._mark(edit, hit)
         return z
 
     def check(self) -> None:
         """Raise SiteDidNotFire naming every planned read or edit that the pass never reached."""
         silent = [str(site) for site in self.plan.reads if site not in self._kept]
         silent += [str(edit) for edit in self.plan.edits if id(edit) not in self._hit]
-        silent += [fold.name for fold in self.plan.folds if not any(name == fold.name for name, _ in self._folds)]
+        layers = range(self.plan.layers)
+        silent += [
+            f"{fold.name} at layer {n}" for fold in self.plan.folds for n in layers if (fold.name, n) not in self._folds
+        ]
         if silent:
             raise SiteDidNotFire(
-                f"the forward pass never reached: {', '.join(silent)}. Either no selected token was computed, or this model "
-                "computes that part elsewhere (see Model.doctor())"
+                f"the forward pass never reached: {', '.join(silent)}. Either no selected token was computed, or this "
+                "model computes that part elsewhere (see Model.doctor())"
             )
 
     def collected(self, order: Order) -> dict[Site, Any]:
-        """Everything read, joined over forward calls, column axes brought into position order by `order`."""
+        """Everything read, joined over forward calls, in position order."""
         result: dict[Site, Any] = {}
         for site in sorted(self._kept, key=lambda s: s.order):
-            value = _join(self._kept[site], axis=2 if site.name in ("pattern", "attention_stats") else 1)
-            if site.name == "pattern":
-                value = order(value.movedim(3, 1), 0).movedim(1, 3)
-            result[site] = value if self.plan.positions is not None else _in_order(value, site, order)
+            rows = site.name in ("pattern", "attention_stats")
+            value = _join(self._kept[site], axis=2 if rows else 1)
+            if self.plan.positions is None:
+                value = _rows_in_order(value, order) if rows else order(value)
+            result[site] = value
         return result
+
+    def positions(self) -> Tensor:
+        """The position of every kept token where only some are, `[batch kept]`."""
+        return torch.cat(self._positions, dim=1).cpu() if self._positions else torch.empty(self.frame.batch, 0)
+
+    def leaves(self) -> dict[Site, Leaf]:
+        """Where the gradients of a run with `grad=True` will be."""
+        columns = position_columns(self.frame) if self.plan.positions is None else self._columns
+        if columns is None:
+            return {}
+        return {site: Leaf(value, columns + value.shape[1] - self.frame.width) for site, value in self._leaves.items()}
 
     def folded(self) -> dict[str, dict[int, Tensor]]:
         """The result of every fold, by name and layer."""
@@ -212,49 +198,13 @@ class Session:
         return dict(result)
 
 
-def _rows(columns: Tensor) -> Tensor:
-    return torch.arange(len(columns), device=columns.device)[:, None]
-
-
-def _rows_of(call: KernelCall, columns: Tensor, frame: Frame) -> AttentionRows:
-    """Attention rows of the queries at `columns` `[batch query]` of this call."""
-    columns = columns.to(call.q.device)
-    q = call.q.transpose(1, 2)[_rows(columns), columns].transpose(1, 2)
-    return attention_rows(
-        q,
-        call.k,
-        _allowed(call, columns, frame),
-        scaling=call.scaling,
-        softcap=call.softcap,
-        sinks=call.sinks,
-    )
-
-
-def _allowed(call: KernelCall, columns: Tensor, frame: Frame) -> Tensor:
-    return visible_keys(columns + frame.start, frame.key_mask.to(columns.device), call.sliding_window)
-
-
-def _forced_weights(edit: Edit, call: KernelCall, columns: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
-    """Even weights over the targets each row can see `[batch 1x kv_head query key]`, and which rows see any `[batch query]`."""
-    allowed = _allowed(call, columns, frame)
-    target = edit.parameters["to"]
-    if target != "uniform":
-        allowed = allowed & select(target, None, frame.whole()).to(allowed.device)[:, None]
-    total = reduce(allowed.float(), "b t s -> b t 1", "sum")
-    weights = (allowed / total.clamp(min=1))[:, None].expand(-1, call.v.shape[1], -1, -1)
-    return weights, total[..., 0] > 0
-
-
-def _join(values: list[Any], axis: int = 2) -> Any:
+def _join(values: list[Any], axis: int) -> Any:
     if isinstance(values[0], AttentionStats):
         return AttentionStats(*(torch.cat(parts, dim=axis) for parts in zip(*values, strict=True)))
     return values[0] if len(values) == 1 else torch.cat(values, dim=axis)
 
 
-def _in_order(value: Any, site: Site, order: Order) -> Any:
-    def queries(tensor: Tensor) -> Tensor:
-        return order(tensor.transpose(1, 2), None).transpose(1, 2)
-
+def _rows_in_order(value: Any, order: Order) -> Any:
     if isinstance(value, AttentionStats):
-        return AttentionStats(*map(queries, value))
-    return queries(value) if site.name == "pattern" else order(value, None)
+        return AttentionStats(*(_rows_in_order(part, order) for part in value))
+    return order(value.transpose(1, 2)).transpose(1, 2)

@@ -114,7 +114,7 @@ class Site:
 
 
 def expand(selectors: str | Site | Iterable[str | Site], layers: int) -> tuple[Site, ...]:
-    """Sites named by `"resid_post"` (all layers), `"z.2-5"` (a range), `"z.5.7"`, or several of them, without repeats."""
+    """Sites named by `"resid_post"` (all layers), `"z.2-5"` (a range), `"z.5.7"`, or several, without repeats."""
     if isinstance(selectors, (str, Site)):
         selectors = (selectors,)
     sites: dict[Site, None] = {}

@@ -41,8 +41,8 @@ _RUNTIME_KEYS = frozenset(
 def fingerprint(model: nn.Module, config: Any) -> str:
     """`sha256` over the configuration and every parameter and persistent buffer, first 16 hex digits.
 
-    Reads all weights once (about a second a gigabyte). The same weights give the same fingerprint on every device; another
-    dtype is another model.
+    Reads all weights once (about a second a gigabyte). The same weights give the same fingerprint on every device;
+    another dtype is another model.
     """
     digest = hashlib.sha256()
     settings = {k: v for k, v in config.to_diff_dict().items() if k not in _RUNTIME_KEYS}

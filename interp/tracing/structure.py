@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from interp.errors import UnsupportedArchitecture
 from interp.tracing.architectures import Architecture
@@ -26,7 +27,7 @@ SEPARATE = (("q_proj", "k_proj", "v_proj"), ("wq", "wk", "wv"))
 def recognise(model: nn.Module, config: Any) -> Architecture:
     """The table row this model would have; raises UnsupportedArchitecture saying which part was not found."""
     family = str(config.model_type)
-    path, block = _blocks(model, config.num_hidden_layers, family)
+    path, block = _blocks(model, count(config, "num_hidden_layers"), family)
     attn = _child(block, ATTENTION, family, path)
     names = {name for name, _ in block.named_children()}
     projections = _projections(block.get_submodule(attn), family, f"{path}.N.{attn}")
@@ -47,6 +48,14 @@ def recognise(model: nn.Module, config: Any) -> Architecture:
         mlp_down=f"{mlp}.{_child(block.get_submodule(mlp), DOWN, family, f'{path}.N.{mlp}')}",
         mlp_out="post_feedforward_layernorm" if sandwich else mlp,
     )
+
+
+def count(config: Any, name: str) -> int:
+    """A number of the configuration; raises UnsupportedArchitecture where it is missing or differs between layers."""
+    value = getattr(config, name, None)
+    if not isinstance(value, int):
+        raise UnsupportedArchitecture(f"the configuration of {config.model_type!r} has {name}={value}, not one number")
+    return value
 
 
 def _blocks(model: nn.Module, layers: int, family: str) -> tuple[str, nn.Module]:
@@ -73,9 +82,9 @@ def _child(module: nn.Module, candidates: Iterable[str], family: str, where: str
 
 
 def _unembedding(model: nn.Module, family: str) -> str:
-    unembed = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    unembed = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     for path, module in model.named_modules():
-        if module is unembed and unembed is not None:
+        if module is unembed:
             return path
     raise _not_found(family, "no output embedding: is this a language model with a head?", model)
 

@@ -10,38 +10,59 @@ import torch
 from torch import Tensor
 
 from interp.errors import BadInput, UnknownSite, choose
+from interp.tracing.frame import gather_columns
 from interp.tracing.sites import Site
+from kernels.rows import AttentionStats
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """A tensor the model used whose gradient is kept, and the columns that were read of it, `[batch kept]`."""
+
+    value: Tensor
+    columns: Tensor
+
+    @property
+    def grad(self) -> Tensor | None:
+        grad = self.value.grad
+        return None if grad is None else gather_columns(grad, self.columns)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trace(Mapping[Site, Any]):
     """Activations of one run.
 
-    `tokens` `[batch tokens]` right-padded, `lengths` `[batch]`; `trace["resid_post.3"]` is `[batch tokens width]` (or only
-    the positions that were asked for, in the order of the text); index p of an unpadded axis is position p. A value is what
-    the model went on to use, after any edit of that site. `logits` is `[batch vocab]` for `logits="last"`, else
-    `[batch positions vocab]`. After a prefix, reads begin at position `start`. `folds[name][layer]` holds RowFold results.
+    `tokens` `[batch tokens]` right-padded, `lengths` `[batch]`. `trace["resid_post.3"]` is `[batch tokens width]`, or
+    only the positions that were asked for and computed: `positions` `[batch kept]` says which, in the order of the
+    text. Values at a position past a prompt's own length mean nothing. A value is what the model went on to use, after
+    any edit of that site. `logits` is `[batch vocab]` for `logits="last"`, else `[batch positions vocab]`.
+    `folds[name][layer]` holds RowFold results.
     """
 
     tokens: Tensor
     lengths: Tensor
+    positions: Tensor
     activations: Mapping[Site, Any]
     kept_logits: Tensor | None = None
     folds: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
-    positions: Any = None
     stopped_after: Site | None = None
-    start: int = 0
-    leaves: Mapping[Site, Tensor] = field(default_factory=dict)
+    leaves: Mapping[Site, Leaf] = field(default_factory=dict)
+
+    __eq__ = object.__eq__  # a Mapping would compare tensors
+    __hash__ = object.__hash__
 
     def __getitem__(self, site: str | Site) -> Any:
         site = Site.parse(site)
         if site in self.activations:
             return self.activations[site]
-        if site.whole in self.activations and isinstance(self.activations[site.whole], Tensor):
-            value = self.activations[site.whole]
-            return value[:, site.head] if site.name == "pattern" else value[:, :, site.head]
+        if site.whole in self.activations:
+            return _one_head(self.activations[site.whole], site)
         read = choose(site, self.activations) if self.activations else "it read nothing"
         raise UnknownSite(f"this run did not read {site}; {read}")
+
+    def __contains__(self, site: object) -> bool:
+        site = Site.parse(site) if isinstance(site, (str, Site)) else None
+        return site is not None and (site in self.activations or site.whole in self.activations)
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.activations)
@@ -70,26 +91,31 @@ class Trace(Mapping[Site, Any]):
 
     def aligned(self, site: str | Site) -> Tensor:
         """An activation with every position, `[batch tokens ...]`; raises BadInput if only some were kept."""
-        if self.positions is not None or self.start:
-            kept = f"from {self.start}" if self.positions is None else self.positions
-            raise BadInput(f"{site}: this run kept only the positions {kept}; a donor needs all of them")
+        if self.positions.shape[1] != self.tokens.shape[1]:
+            kept = self.positions[0].tolist()
+            raise BadInput(f"{site}: this run kept {len(kept)} positions from {kept[0]} on; a donor needs all of them")
         return self[site]
 
     def mean(self, site: str | Site) -> Tensor:
-        """Mean over all prompts and real tokens, in the site's shape without batch and tokens."""
+        """Mean over all prompts and the real tokens that were read, in the site's shape without batch and tokens."""
+        site = Site.parse(site)
+        if not site.spec.editable:
+            raise BadInput(f"{site}: attention rows of different queries have no common mean")
         value = self[site]
-        if self.positions is not None:
-            return value.float().mean((0, 1))
-        real = (
-            self.start + torch.arange(value.shape[1], device=value.device)[None]
-            < self.lengths.to(value.device)[:, None]
-        )
-        return value[real].float().mean(0)
+        value = value.to(torch.promote_types(value.dtype, torch.float32))
+        real = (self.positions >= 0) & (self.positions < self.lengths[:, None])
+        return value[real.to(value.device)].mean(0)
 
     def grad(self, site: str | Site) -> Tensor:
-        """Gradient at a site after `backward()` on something computed from a run with `grad=True`."""
+        """Gradient at a site, in the shape of `trace[site]`, after `backward()` on what a `grad=True` run computed."""
         site = Site.parse(site)
         leaf = self.leaves.get(site.whole)
         if leaf is None or leaf.grad is None:
             raise BadInput(f"no gradient at {site}: run with grad=True, read the site, then call backward()")
         return leaf.grad if site.head is None else leaf.grad[:, :, site.head]
+
+
+def _one_head(value: Any, site: Site) -> Any:
+    if isinstance(value, AttentionStats):
+        return AttentionStats(*(part[:, site.head] for part in value))
+    return value[:, site.head] if site.name == "pattern" else value[:, :, site.head]

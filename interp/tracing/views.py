@@ -1,7 +1,7 @@
 """From the raw tensor at a module's input or output to the site's own shape, and back.
 
-A view is a pair of functions: `get(raw) -> value` in the shape of the site table, `put(raw, value) -> raw` with the value
-written in (a new tensor; the model's own is never changed in place).
+A view is a pair of functions: `get(raw) -> value` in the shape of the site table, `put(raw, value) -> raw` with the
+value written in (a new tensor; the model's own is never changed in place).
 """
 
 from __future__ import annotations

@@ -13,9 +13,11 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from interp.errors import SiteDidNotFire
 from interp.tracing.architectures import Block, Parts
+from interp.tracing.attention import KernelCall
 from interp.tracing.backends.kernel_tap import Handler, Kernel, kernel_tap
-from interp.tracing.session import KernelCall, Session, StopForward
+from interp.tracing.session import Session, StopForward
 from interp.tracing.spec import ModelSpec
 from interp.tracing.views import IDENTITY, View, heads_view, qkv_views, unflattened_view
 
@@ -73,7 +75,12 @@ class _Attachment:
             if self.session.plan.uses_kernel(layer):
                 handlers[block.attn] = self._kernel_handler(layer)
         self._on_output(self.parts.final_norm, "final_norm", None)
+        self._keep(self.parts.unembed.register_forward_pre_hook(self._narrow, with_kwargs=True))
         return handlers
+
+    def _narrow(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Unembed only the positions whose logits are kept; a vocabulary is wide."""
+        return _with_argument(args, kwargs, self.session.narrow(_argument(args, kwargs)))
 
     def _attach_attention(self, layer: int, block: Block) -> None:
         spec, architecture = self.spec, self.parts.architecture
@@ -105,16 +112,13 @@ class _Attachment:
             return
 
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            raw = args[0] if args else kwargs["hidden_states"]
-            start = raw if raw.requires_grad or not require_grad else raw.detach().requires_grad_()
-            new = start
+            raw = _argument(args, kwargs)
+            new = raw if raw.requires_grad or not require_grad else raw.detach().requires_grad_()
             if self.session.plan.touches(name, layer):
-                value = view.get(start)
+                value = view.get(new)
                 seen = self.session.visit(name, layer, value)
-                new = start if seen is value else view.put(start, seen)
-            if new is raw:
-                return None
-            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+                new = new if seen is value else view.put(new, seen)
+            return None if new is raw else _with_argument(args, kwargs, new)
 
         self._keep(module.register_forward_pre_hook(hook, with_kwargs=True))
 
@@ -138,12 +142,13 @@ class _Attachment:
         resid: list[Tensor] = []
 
         def remember(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            resid[:] = [args[0] if args else kwargs["hidden_states"]]
+            resid[:] = [_argument(args, kwargs)]
 
         def change(attn_out: Tensor) -> Tensor:
-            mid = attn_out + resid[0]
+            pre = resid.pop().to(attn_out.device)
+            mid = pre + attn_out
             new = self.session.visit("resid_mid", layer, mid)
-            return attn_out if new is mid else new - resid[0]
+            return attn_out if new is mid else new - pre
 
         self._keep(block.module.register_forward_pre_hook(remember, with_kwargs=True))
         self._keep(block.attn_out.register_forward_hook(_output_hook(change)))
@@ -170,7 +175,7 @@ class _Attachment:
             if session.plan.touches("q_rot", layer):
                 q = session.visit("q_rot", layer, q.transpose(1, 2)).transpose(1, 2)
             if session.plan.touches("k_rot", layer):
-                k = session.visit("k_rot", layer, k.transpose(1, 2), session.frame.whole()).transpose(1, 2)
+                k = session.visit("k_rot", layer, k.transpose(1, 2), session.frame.whole).transpose(1, 2)
             scaling = kwargs.get("scaling")
             call = KernelCall(
                 layer=layer,
@@ -190,6 +195,21 @@ class _Attachment:
 
     def _keep(self, handle: Any) -> None:
         self.stack.callback(handle.remove)
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states a module is called with: its first argument, or the one of that name."""
+    if args:
+        return args[0]
+    if "hidden_states" not in kwargs:
+        raise SiteDidNotFire(
+            f"a module is called with {', '.join(kwargs)} and no hidden_states, so nothing can be read"
+        )
+    return kwargs["hidden_states"]
+
+
+def _with_argument(args: tuple[Any, ...], kwargs: dict[str, Any], new: Tensor) -> tuple[Any, Any]:
+    return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
 
 def _output_hook(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:

@@ -1,8 +1,8 @@
 """Seeing what a model's attention kernel is given, whatever the kernel is.
 
-transformers looks the attention function up by name at every call. While at least one run needs to see a kernel, the entry of
-that name is wrapped by a pass-through that only acts for modules with a registered handler; the original kernel always does the
-computing. Other models, and the same model afterwards, are unaffected.
+transformers looks the attention function up by name at every call. While at least one run needs to see a kernel, the
+entry of that name is wrapped by a pass-through that only acts for modules with a registered handler; the original
+kernel always does the computing. Other models, and the same model afterwards, are unaffected.
 """
 
 from __future__ import annotations
@@ -76,5 +76,5 @@ def _tapped(kernel: Kernel | None) -> Kernel:
 
 def _eager(module: nn.Module) -> Kernel:
     """Eager attention has no entry in the table: every modeling file brings its own."""
-    function: Kernel = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    function: Kernel = sys.modules[type(module).__module__].eager_attention_forward
     return function
