@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -41,23 +41,29 @@ def progress(task: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(number, completed=done, total=total)
 
 
-def facts(title: str, rows: Mapping[str, object]) -> Table:
+def show_table(title: str, table: Table) -> None:
+    """A title on a line of its own (inside a table it would wrap at the table's width), then the table."""
+    out.print(Text(title, style="bold"), soft_wrap=True)
+    out.print(table)
+
+
+def show_facts(title: str, rows: Mapping[str, object]) -> None:
     """A two-column table of names and values."""
-    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table = Table(show_header=False)
     for name, value in rows.items():
         table.add_row(Text(name), Text(str(value)))
-    return table
+    show_table(title, table)
 
 
-def frame_table(title: str, frame: pd.DataFrame, columns: Iterable[str] | None = None) -> Table:
-    """A rich table of a data frame, numbers to three digits."""
-    chosen = frame if columns is None else frame[[c for c in columns if c in frame]]
-    table = Table(title=Text(title), title_justify="left")
+def show_frame(title: str, frame: pd.DataFrame, columns: Sequence[str] | None = None) -> None:
+    """A data frame, numbers to three digits."""
+    chosen = frame if columns is None else frame[list(columns)]
+    table = Table()
     for column in chosen:
         table.add_column(str(column), justify="left" if chosen[column].dtype.kind in "OSU" else "right")
     for row in chosen.itertuples(index=False):
         table.add_row(*(Text(f"{cell:.3g}" if isinstance(cell, float) else str(cell)) for cell in row))
-    return table
+    show_table(title, table)
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.console import emit, frame_table, out, say
+from interp.cli.console import emit, out, say, show_frame
 from interp.cli.models import load_model
 from interp.cli.options import Json, Out
 from interp.cli.score import MASK_FILE, score
@@ -46,12 +46,12 @@ def show(
         return
     chosen = f"{len(mask.heads)} selected ({mask.rule})" if mask.selected is not None else "none selected"
     title = f"{mask.method or 'scores'} of {mask.model or 'an unnamed model'}: {len(frame)} {mask.kind} heads, {chosen}"
-    out.print(frame_table(title, frame.head(rows)))
+    show_frame(title, frame.head(rows))
     if (causal := source / "causal.parquet").is_file():
         import pandas as pd
 
         columns = ("ablation", "heads", "seed", "recall", "low", "high", "relative", "log_probability", "n")
-        out.print(frame_table("recall under ablation", pd.read_parquet(causal), columns))
+        show_frame("recall under ablation", pd.read_parquet(causal), columns)
 
 
 @app.command("export")
@@ -151,6 +151,6 @@ def report(mask: HeadMask, to: Path, losses: Sequence[Loss], json: bool) -> None
     if json:
         emit({"mask": str(to), **about(mask), "lost": {loss.field: loss.why for loss in losses}})
         return
-    for loss in losses:
-        say(f"Not kept: {loss.field} ({loss.why}).")
+    for why in dict.fromkeys(loss.why for loss in losses):
+        say(f"Not kept: {', '.join(loss.field for loss in losses if loss.why == why)} ({why}).")
     out.print(f"{mask!r}\nMask: {to}", markup=False, highlight=False, soft_wrap=True)

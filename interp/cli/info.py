@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from interp.cli.console import emit, facts, frame_table, out
+from interp.cli.console import emit, out, show_facts, show_frame, show_table
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision
 
@@ -39,17 +39,17 @@ def info(
         checks = {} if diagnosis is None else {"doctor": diagnosis.frame.to_dict("records")}
         emit({"model": spec, "sites": description.frame.to_dict("records"), **checks})
     else:
-        out.print(facts(str(model), {name.replace("_", " "): value for name, value in spec.items()}))
-        sites = Table("site", "shape", "where", "what it is", title="sites", title_justify="left")
+        show_facts(str(model), {name.replace("_", " "): value for name, value in spec.items()})
+        sites = Table("site", "shape", "where", "what it is")
         for row in description.frame.to_dict("records"):
             where = row["where"] if row["available"] else f"not available: {row['reason']}"
             sites.add_row(*(Text(str(cell)) for cell in (row["site"], row["shape"], where, row["meaning"])))
-        out.print(sites)
+        show_table("sites", sites)
         out.print(
             "[dim]B batch, T tokens, H query heads, K key/value heads, "
             "D width, Dh head width, M MLP width, V vocabulary"
         )
         if diagnosis is not None:
-            out.print(frame_table("doctor", diagnosis.frame))
+            show_frame("doctor", diagnosis.frame)
     if diagnosis is not None and not diagnosis.ok:
         raise typer.Exit(1)

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from interp.cli.console import emit, facts, frame_table, out, say
+from interp.cli.console import emit, out, say, show_facts, show_frame
 from interp.cli.options import Json
 from interp.errors import UnreadableFile
 from interp.runs import RunRecord, load_run, run_folders
@@ -61,6 +61,6 @@ def show(
         for group in ("model", "parameters", "versions")
         for name, value in record.pop(group).items()
     }
-    out.print(facts(str(run), record | nested))
+    show_facts(str(run), record | nested)
     total = len(loaded.frame)
-    out.print(frame_table(f"first {min(rows, total)} of {total} rows", loaded.frame.head(rows)))
+    show_frame(f"first {min(rows, total)} of {total} rows", loaded.frame.head(rows))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.console import emit, frame_table, out, progress, say
+from interp.cli.console import emit, out, progress, say, show_frame
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed, numbers
 from interp.errors import BadInput
@@ -56,7 +56,7 @@ class Tests:
         own = read_needles_jsonl(self.needle_file) if self.needle_file else None
         return needle_prompts(
             model.tokenizer,
-            self.lengths or default_lengths(model.spec.context),
+            self.lengths,
             self.depths,
             own,
             self.haystack,
@@ -66,7 +66,13 @@ class Tests:
         )
 
     def parameters(self) -> dict[str, Any]:
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        """What a run says about them: the file, or the grid."""
+        if self.file is not None:
+            return {"file": str(self.file)}
+        grid: dict[str, Any] = {"lengths": self.lengths, "depths": self.depths, "needles": self.needles}
+        if self.needle_file is not None:
+            grid |= {"needles": str(self.needle_file)}
+        return grid | ({} if self.haystack is None else {"haystack": str(self.haystack)})
 
 
 def score(
@@ -90,7 +96,9 @@ def score(
     ] = None,
     haystack: Annotated[
         Path | None,
-        typer.Option(help="A folder of .txt files to hide needles in.", show_default="bundled filler", exists=True),
+        typer.Option(
+            help="A .txt file, or a folder of them, to hide needles in.", show_default="bundled filler", exists=True
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -124,13 +132,15 @@ def score(
     tests = Tests(
         numbers("--lengths", lengths, int), numbers("--depths", depths, float), needles, needle_file, haystack, prompts
     )
-    run = to or Path("runs") / f"{Path(model).name}-{method}"
+    run = to or Path("runs") / f"{Path(model).resolve().name}-{method}"
     require_free(run)
 
     from interp.heads.formats import write_mask
 
     started = datetime.now(timezone.utc)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
+    if not tests.lengths:
+        tests = replace(tests, lengths=default_lengths(loaded.spec.context))
     if top is not None and top > loaded.spec.layers * loaded.spec.heads:
         raise BadInput(
             f"--top {top} is more heads than {model} has: {loaded.spec.layers} layers of {loaded.spec.heads}"
@@ -146,7 +156,8 @@ def score(
     else:
         with interruptible(None), progress("scoring") as report:
             scores = OTHER_METHODS[method](loaded, tests, seed, report)
-    scores = replace(scores, parameters={**scores.parameters, **tests.parameters()})
+    if method in ("retrieval", "headkv-r2"):
+        scores = replace(scores, parameters={**scores.parameters, **tests.parameters()})
     mask = select(scores, method, threshold, top) if len(scores.samples) else None
     scores.save(run, started, **({} if mask is None else {MASK_FILE: lambda file: write_mask(mask, file)}))
     if journal is not None:
@@ -155,11 +166,14 @@ def score(
         say(f"What the model answered is in {run}.")
         scores.require_samples()
         return
-    ablations = check_causally(loaded, tests, mask, seed, run) if causal else None
-    if json:
-        emit(document(scores, mask, ablations, run))
-    else:
-        show(scores, mask, ablations, run)
+    ablations = None
+    try:
+        ablations = check_causally(loaded, tests, mask, seed, run) if causal else None
+    finally:  # the scores are worth showing whatever became of the check
+        if json:
+            emit(document(scores, mask, ablations, run))
+        else:
+            show(scores, mask, ablations, run)
 
 
 def retrieval(
@@ -257,11 +271,15 @@ def document(scores: HeadScores, mask: HeadMask, ablations: AblationReport | Non
 def show(scores: HeadScores, mask: HeadMask, ablations: AblationReport | None, run: Path, rows: int = 10) -> None:
     title = (
         f"{scores.method} heads of {scores.model['name']}: {len(scores.samples)} of {len(scores.tests)} tests passed, "
-        f"{len(mask.heads)} of {mask.scores.size} heads selected ({mask.rule})"
+        f"{len(mask.heads)} of {mask.scores.size} {mask.kind} heads selected ({mask.rule or 'say how with --top'})"
     )
-    out.print(frame_table(title, scores.frame.head(rows)))
+    frame = scores.frame.head(rows)
+    if mask.kind == "query" and mask.selected is not None:
+        chosen = [mask.selected[head] for head in zip(frame["layer"], frame["head"], strict=True)]
+        frame = frame.assign(selected=["yes" if one else "" for one in chosen])
+    show_frame(title, frame)
     if ablations is not None:
-        out.print(frame_table("recall kept without the selected heads, and without random ones", ablations.summary()))
+        show_frame("recall kept without the selected heads, and without random ones", ablations.summary())
     out.print(f"Run:  {run}\nMask: {run / MASK_FILE}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from interp.cli.console import emit, facts, frame_table, out
+from interp.cli.console import emit, show_facts, show_frame
 
 
 def test_json_has_no_nan_and_no_numpy(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,8 +17,8 @@ def test_json_has_no_nan_and_no_numpy(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_brackets_in_values_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    out.print(facts("runs/[bold]", {"path": "a[red]b"}))
-    out.print(frame_table("t", pd.DataFrame({"name": ["x[red]y"], "score": [1 / 3]})))
+    show_facts("runs/[bold]", {"path": "a[red]b"})
+    show_frame("t", pd.DataFrame({"name": ["x[red]y"], "score": [1 / 3]}))
     shown = capsys.readouterr().out
     assert "runs/[bold]" in shown
     assert "a[red]b" in shown
