@@ -50,7 +50,7 @@ def headkv_scores(
         raise BadInput(f"these prompts mark no {span!r}; {choose(span, prompts.spans)}")
     if not prompts.answers:
         raise BadInput("the answers decide which tests count, and these prompts have none")
-    kept: list[np.ndarray] = []
+    kept: dict[int, np.ndarray] = {}
     tests: dict[int, dict[str, object]] = {}
     for batch, prefix in run_shared(model, prompts.tokens, batch_size):
         generation = model.generate(prompts.select(batch), max_new_tokens=max_new_tokens, stop=("\n",), prefix=prefix)
@@ -62,14 +62,14 @@ def headkv_scores(
                 own = None if prefix is None else prefix.crop(prefix.shared_with(row))
                 fold = RowFold("r2", _Paid(prompts.spans[span][test], steps))
                 trace = model.run([row], read=fold, positions=slice(-steps, None), prefix=own)
-                kept.append(torch.stack([trace.folds["r2"][layer] for layer in range(model.spec.layers)]).cpu().numpy())
+                kept[test] = torch.stack([trace.folds["r2"][layer] for layer in range(model.spec.layers)]).cpu().numpy()
             tests[test] = {"answer": prompts.answers[test], "response": text, "recall": f1, "passed": f1 > gate}
         if progress:
             progress(len(tests), len(prompts))
     empty = np.zeros((0, model.spec.layers, model.spec.heads))
     return HeadScores(
         method="headkv-r2",
-        samples=np.stack(kept) if kept else empty,
+        samples=np.stack([kept[i] for i in sorted(kept)]) if kept else empty,
         tests=pd.DataFrame([tests[i] for i in sorted(tests)]),
         model=model_record(model),
         parameters={"gate": gate, "span": span, "prompts": prompts.hash},

@@ -132,13 +132,13 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def _query_attention(model: Model, prompt: PromptSet, prefix: Prefix) -> Tensor:
-    """Attention of the query's tokens, averaged over them, `[layer head key]`."""
+    """Attention of the query's tokens on what comes before the query, averaged over them, `[layer head key]`."""
     start, end = prompt.spans["query"][0]
     own = prefix.crop(min(len(prefix), start))
     fold = RowFold("mass", _mass)
     trace = model.run(list(prompt.tokens[0]), read=fold, positions=slice(start, end), prefix=own)
     layers = range(model.spec.layers)
-    return torch.stack([trace.folds["mass"][layer] for layer in layers]).cpu() / (end - start)
+    return torch.stack([trace.folds["mass"][layer] for layer in layers])[..., :start].cpu() / (end - start)
 
 
 def _mass(rows: AttentionRows, _positions: Tensor, _layer: int) -> Tensor:
