@@ -33,12 +33,14 @@ LONGEST_DEFAULT = 8_192
 Method = Literal["retrieval", "qrhead", "headkv-r2", "razor"]
 Decoding = Literal["stepwise", "chunk"]
 Counting = Literal["code", "paper"]
+Task = Literal["needle", "copy"]
 
 
 @dataclass(frozen=True)
 class Tests:
     """The prompts that the options describe, for any seed."""
 
+    task: Task
     lengths: list[int]
     depths: list[float]
     needles: int
@@ -47,12 +49,15 @@ class Tests:
     file: Path | None
 
     def build(self, model: Model, seed: int) -> PromptSet:
-        """Needle tests that fit the model, or the prompts of the file."""
+        """Needle tests that fit the model, copy stories, or the prompts of the file."""
+        from interp.tasks.copying import copy_prompts
         from interp.tasks.needle import needle_prompts, read_needles_jsonl
         from interp.tasks.prompts import PromptSet
 
         if self.file is not None:
             return PromptSet.from_jsonl(self.file, model.tokenizer)
+        if self.task == "copy":
+            return copy_prompts(model.tokenizer, self.needles, seed)
         own = read_needles_jsonl(self.needle_file) if self.needle_file else None
         return needle_prompts(
             model.tokenizer,
@@ -69,6 +74,8 @@ class Tests:
         """What a run says about them: the file, or the grid."""
         if self.file is not None:
             return {"file": str(self.file)}
+        if self.task == "copy":
+            return {"task": "copy", "stories": self.needles}
         grid: dict[str, Any] = {"lengths": self.lengths, "depths": self.depths, "needles": self.needles}
         if self.needle_file is not None:
             grid |= {"needles": str(self.needle_file)}
@@ -84,12 +91,17 @@ def score(
     counting: Annotated[
         Counting, typer.Option(help="Retrieval: count copies as the authors' code does, or as their formula does.")
     ] = "code",
+    task: Annotated[
+        Task, typer.Option(help="Hide needles in long text, or let short stories repeat a word (for story models).")
+    ] = "needle",
     lengths: Annotated[
         str,
         typer.Option(help="Prompt lengths in tokens, such as 256,512.", show_default="1/4, 1/2, 3/4 of the context"),
     ] = "",
     depths: Annotated[str, typer.Option(help="Depths of the needle, percent of the haystack.")] = "0,25,50,75,100",
-    needles: Annotated[int, typer.Option(help="Needles to hide, each at every length and depth.", min=1)] = 10,
+    needles: Annotated[
+        int, typer.Option(help="Needles to hide, each at every length and depth; or stories.", min=1)
+    ] = 10,
     needle_file: Annotated[
         Path | None,
         typer.Option(help="Needles in the form of the authors' needles.jsonl.", show_default=False, exists=True),
@@ -129,9 +141,8 @@ def score(
         raise BadInput(f"--causal needs heads to ablate; say how many of the {method} heads with --top")
     if resume and method != "retrieval":
         raise BadInput(f"only the retrieval score can be resumed; start {method} again without --resume")
-    tests = Tests(
-        numbers("--lengths", lengths, int), numbers("--depths", depths, float), needles, needle_file, haystack, prompts
-    )
+    grid = (numbers("--lengths", lengths, int), numbers("--depths", depths, float), needles)
+    tests = Tests(task, *grid, needle_file, haystack, prompts)
     run = to or Path("runs") / f"{Path(model).resolve().name}-{method}"
     require_free(run)
 

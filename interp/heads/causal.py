@@ -62,12 +62,12 @@ class AblationReport:
             rows.append(
                 {
                     "ablation": ablation,
-                    "kept_without_heads": chosen.relative,
+                    "kept": chosen.relative,
                     "low": chosen.relative_low,
                     "high": chosen.relative_high,
-                    "kept_without_random": random.relative.mean(),
-                    "random_lowest": random.relative.min(),
-                    "random_highest": random.relative.max(),
+                    "random": random.relative.mean(),
+                    "random_low": random.relative.min(),
+                    "random_high": random.relative.max(),
                     "seeds": len(random),
                     "n": chosen.n,
                 }
