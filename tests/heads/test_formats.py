@@ -147,6 +147,17 @@ def test_a_file_is_recognised_by_what_it_holds(tmp_path: Path, suffix: str) -> N
         assert read_mask(path, like=SPEC) == read_mask(path, name, like=SPEC)
 
 
+def test_our_json_is_json_to_any_parser(tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    samples = SAMPLES.copy()
+    samples[3:, 0] = np.nan
+    write_mask(HeadMask.from_samples(samples), tmp_path / "mask.json")
+    content = json.loads((tmp_path / "mask.json").read_text(), parse_constant=refuse)
+    assert [len(head) for layer in content["samples"] for head in layer] == [3] * 4 + [5] * 8
+
+
 # What other tools read.
 
 

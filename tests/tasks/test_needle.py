@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from interp.errors import BadInput, PromptTooLong, UnreadableFile
 from interp.tasks.bundled import Needle, bundled_needles, filler_text
-from interp.tasks.haystack import FEWEST_FILLER_TOKENS
+from interp.tasks.haystack import FEWEST_FILLER_TOKENS, Haystack
 from interp.tasks.needle import needle_prompts, read_needles_jsonl
 from interp.tasks.prompts import PromptSet
 
@@ -134,8 +135,14 @@ def test_distractors_are_other_needles_of_the_same_form_at_other_places(
         assert text.count(f"The {about['attribute']} of ") == 5  # four needles and the question's own
         assert prompts.distractors[i].strip() in values - {about["value"]}
         assert prompts.distractor_tokens[i] != prompts.answer_tokens[i]
-    at_0, at_50 = ({role: s[i] for role, s in prompts.spans.items() if "distractor" in role} for i in (0, 1))
-    assert at_0 != at_50 or prompts.spans["needle"][0] > at_0["distractor_1"]
+
+
+def test_depths_differ_only_in_where_the_needle_stands(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompts = needle_prompts(tokenizer, [400], [0, 30, 60, 100], n_needles=1, distractors=3)
+    (needle,) = bundled_needles(0, 1)
+    without = {" ".join(text.replace(needle.needle, "").split()) for text in prompts.texts}
+    assert len(without) == 1
+    assert len(set(prompts.texts)) == 4
 
 
 def test_bundled_needles_suit_the_bundled_model(pocket: PreTrainedTokenizerBase) -> None:
@@ -207,6 +214,27 @@ def test_sentences_end_where_a_reader_ends_them(
     prompts = needle_prompts(byte_level, [length], range(101), [NEEDLE], text + "\nend." * length)
     before = {prompt.split(NEEDLE.needle)[0].rstrip() for prompt in prompts.texts}
     assert {start.split("\n")[0] for start in before} == {"", *ends}
+
+
+def test_a_needle_that_parts_tokens_does_not_make_the_prompt_too_long() -> None:
+    sentence = "The bird sang.\n"
+    merging = Tokenizer(models.BPE())  # without white space to stop it, whole sentences become tokens
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=[chr(i) for i in range(128)], show_progress=False)
+    merging.train_from_iterator([sentence * 50], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=merging)
+    shifted = sentence[4:] + sentence * 60
+    assert len(tokenizer(sentence * 60)["input_ids"]) < 60
+    for length in range(120, 140):
+        prompts = needle_prompts(tokenizer, [length], [0, 30, 60], [NEEDLE], shifted * 20)
+        assert max(map(len, prompts.tokens)) <= length
+
+
+def test_depth_100_is_the_end_even_inside_a_token() -> None:
+    text = "One. Two.\nThree."
+    stack = Haystack(text, (4, len("One. Two.\nTh"), len(text)))
+    end = len("One. Two.")
+    assert [stack.place(end, depth) for depth in (0, 99, 100)] == [0, 0, end]
+    assert [stack.sentence_end(tokens) for tokens in range(4)] == [0, 4, end, len(text)]
 
 
 def test_a_folder_of_texts_is_read_in_order_of_name(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
