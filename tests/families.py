@@ -1,7 +1,7 @@
 """Tiny random models of every family, built from configurations: no weights on disk, no network.
 
-Heads are 32 wide (the narrowest that every attention kernel computes exactly), key/value heads are grouped where the family
-groups them, windows are shorter than the prompts, and all weights are large enough for every part to matter.
+Heads are 32 wide (the narrowest that every attention kernel computes exactly), key/value heads are grouped where the
+family groups them, windows are shorter than the prompts, and all weights are large enough for every part to matter.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {**{k: v for k, v in _GROUPED.items() if k != "head_dim"}, "hidden_size": 128}),
     "qwen3": ("qwen3", _GROUPED),
     "phi3": ("phi3", {**_GROUPED, "hidden_size": 128, "partial_rotary_factor": 0.5}),
-    "gemma2": ("gemma2", {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma2": ("gemma2", {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 8.0}),
     "gemma3": ("gemma3_text", _GEMMA),
     "bitnet": ("bitnet", {**_GROUPED, "hidden_size": 128, "hidden_act": "relu2"}),
 }
@@ -81,7 +81,7 @@ def randomise(model: nn.Module, seed: int = 1) -> None:
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if "embed" in name or "wte" in name or "wpe" in name:
-            parameter.copy_(0.7 * noise)
+            parameter.copy_(0.25 * noise)
         elif parameter.ndim == 1:
             parameter.copy_(0.3 * noise + (0.8 if name.endswith("weight") else 0.0))
         else:

@@ -173,7 +173,8 @@ def check_positions(
         shortest = min(lengths[row] for row in (range(len(lengths)) if rows is None else rows))
         for position in wanted:
             if not -shortest <= position < shortest + extra:
-                raise BadInput(f"position {position} is outside a prompt of {shortest} tokens")
+                more = f" and {extra} more" if extra else ""
+                raise BadInput(f"position {position} is outside a prompt of {shortest} tokens{more}")
 
 
 def check_computed(positions: Positions, frame: Frame) -> None:

@@ -36,6 +36,10 @@ class Sampling:
                 f"temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k}: need temperature >= 0, "
                 "0 < top_p <= 1, top_k >= 1"
             )
+        if self.max_new_tokens < 1:
+            raise BadInput(f"max_new_tokens is {self.max_new_tokens}; give at least 1")
+        if "" in self.stop:
+            raise BadInput("an empty stop string would end every row at once")
 
 
 @dataclass(frozen=True, eq=False)

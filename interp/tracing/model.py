@@ -120,7 +120,7 @@ class Model:
         encoded, padded = self._prepare(prompts, prefix, edits, padding_side)
         plan = self._plan(encoded, padded, read, edits, positions, logits=logits, grad=grad)
         self._check_memory(plan, padded, memory_budget, materialize)
-        session = Session(plan)
+        session = Session(plan, acted=prefix.edits if prefix else ())
         session.begin(padded.frame)
         cache: dict[str, Any] = (
             {"use_cache": False} if not prefix else {"past_key_values": prefix.cache(padded.frame.batch)}
@@ -154,8 +154,6 @@ class Model:
         Raises: as `run`; PromptTooLong also counts `max_new_tokens`.
         """
         edits = _edits(edits)
-        if max_new_tokens < 1:
-            raise BadInput(f"max_new_tokens is {max_new_tokens}; give at least 1")
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if stop and self.tokenizer is None:
             raise BadInput("stop strings need a tokenizer")
@@ -167,7 +165,7 @@ class Model:
                 "pattern", "its rows grow during generation; read attention_stats, or run() the full text"
             )
         self._check_memory(plan, padded, None, False, max_new_tokens - 1)
-        session = Session(plan)
+        session = Session(plan, acted=prefix.edits if prefix else ())
         with self.lock, torch.no_grad(), self.backend.attached(session):
             cache = prefix.cache(len(encoded.rows)) if prefix else DynamicCache()
             result = decode(self.backend, session, padded, sampling, self.tokenizer, self._stop_tokens(), cache)
@@ -216,9 +214,11 @@ class Model:
         encoded = encode(prompts, self.tokenizer)
         check_tokens(encoded, self.spec.vocab)
         check_length(encoded, self.spec.context, new_tokens)
+        if prefix is not None:
+            prefix.check(self.hf, encoded)
         padded = pad(encoded, len(prefix) if prefix else 0, side, self._pad_id(), self.device)
         if prefix:
-            prefix.check(self.hf, encoded, edits, padded.frame)
+            prefix.check_edits(edits, padded.frame)
             if self.sliding_window is not None and bool(padded.frame.offsets.any()):
                 raise BadInput(
                     "padding between a prefix and prompts of unequal length would shift this model's sliding window; "
@@ -269,16 +269,17 @@ class Model:
         frame, width = padded.frame, padded.frame.width + computed
 
         def count(positions: Positions) -> int:
-            return width if positions is None else int(select(positions, None, frame).sum(1).max()) + computed
+            if positions is None or positions == "all":
+                return width
+            return 1 if positions == "last" else int(select(positions, None, frame).sum(1).max()) + computed
 
-        kept_logits = 1 if plan.logits in (None, "last") else count(None if plan.logits == "all" else plan.logits)
         check_memory(
             plan,
             self.spec,
             batch=frame.batch,
             tokens=frame.start + width,
             kept=count(plan.positions),
-            kept_logits=kept_logits,
+            kept_logits=0 if plan.logits is None else count(plan.logits),
             itemsize=next(self.hf.parameters()).element_size(),
             budget=_free_memory(self.device) // 2 if budget is None else budget,
             materialize=materialize,

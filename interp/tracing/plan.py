@@ -182,6 +182,6 @@ def check_memory(
     estimate = estimate_bytes(plan, spec, batch, tokens, kept, kept_logits, itemsize)
     if estimate > budget:
         raise MemoryBudgetExceeded(
-            f"this run would keep {estimate / 2**20:,.1f} MiB of activations and logits, the budget is "
-            f"{budget / 2**20:,.1f} MiB; read fewer sites or positions, split the prompts, or raise memory_budget"
+            f"this run would keep {estimate / 2**20:,.3f} MiB of activations and logits, the budget is "
+            f"{budget / 2**20:,.3f} MiB; read fewer sites or positions, split the prompts, or raise memory_budget"
         )

@@ -62,18 +62,25 @@ class Prefix:
             cache.update(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1), layer)
         return cache
 
-    def check(self, model: nn.Module, encoded: Encoded, edits: Sequence[Edit], frame: Frame) -> None:
-        """Raise BadInput unless every prompt goes on from the prefix, under the interventions it was computed with."""
+    def check(self, model: nn.Module, encoded: Encoded) -> None:
+        """Raise BadInput unless this model computed the prefix and every prompt goes on from it."""
         if self.model() is not model:
             raise BadInput("the prefix was computed by another model")
         for i, row in enumerate(encoded.rows):
             if row[: len(self)] != self.tokens or len(row) == len(self):
                 raise BadInput(f"prompt {i} does not begin with the prefix's {len(self)} tokens and go on after them")
+
+    def check_edits(self, edits: Sequence[Edit], frame: Frame) -> None:
+        """Raise BadInput unless what acts inside the prefix is what it was computed under."""
+
+        def inside(edit: Edit) -> bool:
+            return bool(select(edit.positions, edit.rows, frame.inside_prefix).any())
+
         for edit in self.edits:
-            if edit not in edits:
+            if edit not in edits and inside(edit):
                 raise BadInput(f"the prefix was computed under {edit}, which this run does not have")
         for edit in edits:
-            if edit not in self.edits and bool(select(edit.positions, edit.rows, frame.inside_prefix).any()):
+            if edit not in self.edits and inside(edit):
                 raise BadInput(f"{edit} reaches into the prefix, which was computed without it; prefill with this edit")
 
 

@@ -7,7 +7,7 @@ knows afterwards whether everything planned has happened.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ class StopForward(Exception):
 class Session:
     """State of one `Model.run` or `Model.generate`; `begin` comes before every forward call."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, acted: Iterable[Edit] = ()) -> None:
+        """`acted` edits need not act again: they did where a shared prefix was computed."""
         self.plan = plan
         self.frame: Frame
         self._columns: Tensor | None
@@ -43,7 +44,7 @@ class Session:
         self._folds: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
         self._leaves: dict[Site, Tensor] = {}
         self._positions: list[Tensor] = []
-        self._hit: set[int] = set()
+        self._hit = {id(edit) for edit in acted}
 
     def begin(self, frame: Frame) -> None:
         """Set the columns that the next forward call computes; raises BadInput for selections that do not fit them."""

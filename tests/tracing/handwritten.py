@@ -1,7 +1,7 @@
 """Every family's forward pass written out by hand, with every site named and editable by any function.
 
-Nothing here is shared with the code under test: no hooks, no attention kernel, only the weights and norms of the Hugging
-Face model and its own rotary function. `test_sites_read.py` first proves that it computes what the model computes.
+Nothing here is shared with the code under test: no hooks, no attention kernel, only the weights and norms of the
+Hugging Face model and its own rotary function. `test_reads.py` first proves that it computes what the model computes.
 """
 
 from __future__ import annotations
