@@ -1,0 +1,116 @@
+"""What reading the residual stream of every layer costs, beside a plain forward pass and the neighbours."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import interp
+from tests.benchmarks.measure import Target, compare, report
+from tests.families import word_tokenizer
+
+pytestmark = pytest.mark.bench
+
+WIDTH, LAYERS, BATCH, TOKENS = 512, 8, 4, 256
+VOCAB = 2048
+
+
+@pytest.fixture(scope="module")
+def hf() -> PreTrainedModel:
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=1376,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=2 * TOKENS,
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().requires_grad_(False)
+
+
+def through_transformer_lens(hf: PreTrainedModel, folder: Path, ids: Tensor) -> Callable[[], dict[str, Tensor]]:
+    """TransformerBridge with a names filter, on its own modules over the same weights."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    logging.disable(logging.WARNING)
+    word_tokenizer().save_pretrained(folder)
+    hf.config.save_pretrained(folder)
+    words = AutoTokenizer.from_pretrained(folder)
+    shared: dict[int, Any] = {id(t): t for t in [*hf.parameters(), *hf.buffers()]}
+    own = copy.deepcopy(hf, shared)
+    own.config = copy.deepcopy(hf.config)
+    bridge = TransformerBridge.boot_transformers(str(folder), hf_model=own, tokenizer=words)
+    names = {f"blocks.{layer}.hook_resid_post" for layer in range(LAYERS)}
+
+    def read() -> dict[str, Tensor]:
+        with torch.no_grad():
+            logits, cache = bridge.run_with_cache(ids, names_filter=lambda name: name in names, use_cache=False)
+        found = {f"resid_post.{layer}": cache[f"blocks.{layer}.hook_resid_post"] for layer in range(LAYERS)}
+        return {**found, "logits": logits}
+
+    return read
+
+
+def through_nnsight(hf: PreTrainedModel, ids: Tensor) -> Callable[[], dict[str, Tensor]]:
+    import nnsight
+
+    model = nnsight.NNsight(hf)
+
+    def read() -> dict[str, Tensor]:
+        with torch.no_grad(), model.trace(ids, use_cache=False):
+            found = nnsight.save({})
+            for layer in range(LAYERS):
+                found[f"resid_post.{layer}"] = model.model.layers[layer].output
+            found["logits"] = model.output.logits
+        return dict(found)
+
+    return read
+
+
+def test_reading_every_residual_stream(hf: PreTrainedModel, tmp_path: Path) -> None:
+    ids = torch.randint(3, VOCAB, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
+    model = interp.wrap(hf)
+    mask = torch.ones_like(ids)
+
+    def plain() -> dict[str, Tensor]:
+        with torch.no_grad():
+            return {"logits": hf(ids, attention_mask=mask, use_cache=False).logits}
+
+    def ours(logits: Any) -> Callable[[], dict[str, Tensor]]:
+        def read() -> dict[str, Tensor]:
+            trace = model.run(ids, read="resid_post", logits=logits)
+            kept = {} if logits is None else {"logits": trace.logits}
+            return {**{str(site): trace[site] for site in trace}, **kept}
+
+        return read
+
+    alternatives = {
+        "plain forward": plain,
+        "Model.run": ours("all"),
+        "Model.run without logits": ours(None),
+        "TransformerBridge": through_transformer_lens(hf, tmp_path, ids),
+        "nnsight": through_nnsight(hf, ids),
+    }
+    wanted = alternatives["Model.run"]()
+    assert len(wanted) == LAYERS + 1
+    for name, read in alternatives.items():
+        for site, value in read().items():
+            torch.testing.assert_close(value, wanted[site], rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    comparison = compare(
+        "tracing",
+        f"resid_post of all layers, width {WIDTH}, {LAYERS} layers, {BATCH} x {TOKENS} tokens",
+        alternatives,
+        targets=(Target("Model.run", 1.05),),
+    )
+    assert report(comparison).is_file()
