@@ -28,7 +28,7 @@ def test_the_same_seed_gives_the_same_items_and_another_seed_others(name: str) -
     assert skill.document(Random(1), 256) == skill.document(Random(1), 256)
 
 
-@pytest.mark.parametrize("name", set(SKILLS) - {"python"})
+@pytest.mark.parametrize("name", sorted(set(SKILLS) - {"python"}))
 def test_marked_spans_are_the_answers(name: str) -> None:
     for seed in range(20):
         document = SKILLS[name].document(Random(seed), 256)
@@ -38,7 +38,7 @@ def test_marked_spans_are_the_answers(name: str) -> None:
         assert all(marked)
 
 
-@pytest.mark.parametrize("name", set(SKILLS) - {"python", "facts"})
+@pytest.mark.parametrize("name", sorted(set(SKILLS) - {"python", "facts"}))
 def test_held_out_items_never_occur_in_training(name: str) -> None:
     held_out = {item.prompt + item.answer for item in SKILLS[name].items(N, split="held_out")}
     rng = Random(0)
