@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from interp.errors import UnknownSite, UnreadableFile, UnwritableOutput, choose
-from interp.tracing.edits import KINDS, Edit
+from interp.tracing.edits import Edit
+from interp.tracing.interventions import KINDS
 from interp.tracing.sites import Site
 
 SCHEMA = 1

@@ -30,9 +30,10 @@ from interp.tracing.batch import (
 )
 from interp.tracing.describe import Description, describe
 from interp.tracing.doctor import Diagnosis, diagnose
-from interp.tracing.edits import Edit, check_donor
+from interp.tracing.edits import Edit
 from interp.tracing.frame import Positions, check_computed, check_positions, select
 from interp.tracing.generation import Generation, Sampling, decode
+from interp.tracing.interventions import check_donor
 from interp.tracing.plan import Logits, Plan, Read, check_memory, make_plan
 from interp.tracing.prefix import Prefix, refuse_relative
 from interp.tracing.session import Session

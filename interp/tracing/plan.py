@@ -13,8 +13,9 @@ from typing import Literal
 from torch import Tensor
 
 from interp.errors import BadInput, MemoryBudgetExceeded, SiteUnavailable, UnknownSite
-from interp.tracing.edits import Edit, check_shapes
+from interp.tracing.edits import Edit
 from interp.tracing.frame import Positions, positions_of
+from interp.tracing.interventions import check_shapes
 from interp.tracing.sites import SITES, Site, expand
 from interp.tracing.spec import ModelSpec
 from kernels.rows import AttentionRows

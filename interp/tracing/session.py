@@ -16,8 +16,9 @@ from torch import Tensor
 from interp.errors import SiteDidNotFire
 from interp.tracing.attention import KernelCall, attend_rows, attended, forced_rows, row_blocks
 from interp.tracing.batch import keys_by_position, position_columns
-from interp.tracing.edits import Edit, apply_edit
+from interp.tracing.edits import Edit
 from interp.tracing.frame import Frame, gather_columns, selected_columns
+from interp.tracing.interventions import apply_edit
 from interp.tracing.plan import Plan, RowFold
 from interp.tracing.sites import Site
 from interp.tracing.trace import Leaf

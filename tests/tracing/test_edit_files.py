@@ -10,7 +10,7 @@ import torch
 
 import interp
 from interp.errors import UnreadableFile, UnwritableOutput
-from interp.tracing.edits import KINDS
+from interp.tracing.interventions import KINDS
 from tests.families import prompts
 
 

@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import interp
 from interp.errors import BadInput, MemoryBudgetExceeded, SiteDidNotFire, UnknownSite
-from interp.tracing.edits import KINDS
+from interp.tracing.interventions import KINDS
 from tests.families import build, prompts
 from tests.tracing.test_reads import close
 
