@@ -193,6 +193,6 @@ def locate_parts(model: nn.Module, architecture: Architecture, config: Any) -> P
 
 def _weight_refusals(o: nn.Module) -> Refusals:
     weight = getattr(o, "weight", None)
-    if weight is not None and weight.is_floating_point() and weight.ndim == 2:
-        return {}
-    return {"head_out": f"W_O ({type(o).__name__}) does not hold a plain floating-point matrix to slice by head"}
+    if weight is None or not weight.is_floating_point() or weight.ndim != 2:
+        return {"head_out": f"W_O ({type(o).__name__}) does not hold a plain floating-point matrix to slice by head"}
+    return {"head_out": "W_O is offloaded, so it cannot be sliced by head"} if weight.is_meta else {}

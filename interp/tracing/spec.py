@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from interp.errors import BadInput
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -48,6 +50,8 @@ def fingerprint(model: nn.Module, config: Any) -> str:
     settings = {k: v for k, v in config.to_diff_dict().items() if k not in _RUNTIME_KEYS}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_meta:
+            raise BadInput(f"the weights of {name} are offloaded; a model whole in memory has a fingerprint")
         flat = tensor.detach().to("cpu").contiguous().flatten()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(memoryview(flat.view(torch.uint8).numpy()))

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import interp
-from interp.errors import BadInput, ModelNotLoadable, UnsupportedArchitecture
+from interp.errors import BadInput, ModelNotLoadable, SiteUnavailable, UnsupportedArchitecture
 from interp.tracing.sites import SITES
 from tests.families import FAMILIES, VOCAB, build, prompts, randomise, word_tokenizer
 from tests.tracing.test_reads import close
@@ -328,3 +328,37 @@ def test_the_description_says_where_every_site_is_or_why_it_is_not(model: interp
     assert (frame.loc[~frame["available"], "reason"] != "").all()
     assert family.split("_")[0].removesuffix("3").removesuffix("2") in str(described)
     assert "<table" in described._repr_html_()
+
+
+def test_offloaded_weights_have_no_fingerprint_and_no_head_outputs() -> None:
+    hf = build("llama")
+    hf.model.layers[0].self_attn.o_proj.to("meta")
+    model = interp.wrap(hf)
+    with pytest.raises(BadInput, match=r"layers.0.self_attn.o_proj.weight are offloaded"):
+        model.fingerprint  # noqa: B018
+    with pytest.raises(SiteUnavailable, match="offloaded"):
+        model.run(prompts(), read="head_out.1")
+
+
+def test_quantised_output_weights_refuse_head_outputs_only() -> None:
+    hf = build("llama")
+    attention = hf.model.layers[0].self_attn
+    exact = attention.o_proj
+
+    class Quantised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.zeros(3, dtype=torch.uint8))
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return exact(z)
+
+    attention.o_proj = Quantised()
+    model = interp.wrap(hf)
+    with pytest.raises(SiteUnavailable, match=r"W_O \(Quantised\) does not hold"):
+        model.run(prompts(), read="head_out.0")
+    close(model.run(prompts(), edits=interp.scale("z.0.1", 2.0)).logits, _reference(interp.scale("z.0.1", 2.0)))
+
+
+def _reference(edit: interp.Edit) -> torch.Tensor:
+    return interp.wrap(build("llama")).run(prompts(), edits=edit).logits

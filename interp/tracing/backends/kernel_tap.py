@@ -33,12 +33,12 @@ def kernel_tap(implementation: str, handlers: Mapping[nn.Module, Handler]) -> It
         yield
         return
     _install(implementation)
-    _handlers.update({id(module): handler for module, handler in handlers.items()})
     try:
+        _handlers.update({id(module): handler for module, handler in handlers.items()})
         yield
     finally:
         for module in handlers:
-            del _handlers[id(module)]
+            _handlers.pop(id(module), None)
         _uninstall(implementation)
 
 
