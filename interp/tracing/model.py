@@ -306,9 +306,7 @@ class Model:
         )
 
     def _stop_tokens(self) -> frozenset[int]:
-        config = getattr(self.hf, "generation_config", None)
-        ends = getattr(config, "eos_token_id", None)
-        ends = getattr(self.hf.config, "eos_token_id", None) if ends is None else ends
+        ends = getattr(getattr(self.hf, "generation_config", self.hf.config), "eos_token_id", None)
         return frozenset(ends if isinstance(ends, (list, tuple)) else () if ends is None else (ends,))
 
     def _pad_id(self) -> int:

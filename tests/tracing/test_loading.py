@@ -66,6 +66,9 @@ def test_a_device_map_is_followed(saved: Path) -> None:
     pytest.importorskip("accelerate")
     model = interp.load(saved, device_map={"": "cpu"})
     close(model.run("w3 w4").logits, interp.load(saved, device="cpu").run("w3 w4").logits)
+    before = model.run("w3 w4").logits
+    model.run("w3 w4", read="resid_pre.1")
+    assert torch.equal(model.run("w3 w4").logits, before)
     assert model.doctor().ok
     with pytest.raises(BadInput, match="exclude each other"):
         interp.load(saved, device_map="cpu", device="cpu")

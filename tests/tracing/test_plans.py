@@ -189,6 +189,13 @@ def test_an_attention_function_registered_by_somebody_else_survives(llama: inter
     assert torch.equal(trace["pattern.0"], plain["pattern.0"])
 
 
+def test_a_run_inside_a_run_is_refused(llama: interp.Model) -> None:
+    fold = interp.RowFold("again", lambda *_: llama.run(prompts()).logits)
+    with pytest.raises(BadInput, match="in the middle of a run"):
+        llama.run(prompts(), read=fold)
+    llama.run(prompts())
+
+
 def test_a_run_over_its_memory_budget_is_refused_with_both_numbers(llama: interp.Model) -> None:
     # 2 layers x 2 prompts x 12 tokens x 64 floats of 4 bytes, and 2 x 12 x 199 logits.
     need = 2 * 2 * 12 * 64 * 4 + 2 * 12 * 199 * 4

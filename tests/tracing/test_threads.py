@@ -68,7 +68,7 @@ def test_threads_on_two_wrappers_of_one_model_get_right_answers(llama: interp.Mo
     assert wrong_answers(jobs_on(llama, interp.wrap(llama.hf))) == 0
 
 
-def test_without_the_lock_the_same_threads_get_wrong_answers() -> None:
+def test_without_the_lock_the_same_threads_fail() -> None:
     """The test above can fail: what protects it is the lock."""
 
     class NoLock:

@@ -8,18 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakSet
 
 from einops import einsum, rearrange
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from interp.errors import SiteDidNotFire
+from interp.errors import BadInput, SiteDidNotFire
 from interp.tracing.architectures import Block, Parts
 from interp.tracing.attention import KernelCall
 from interp.tracing.backends.kernel_tap import Handler, Kernel, kernel_tap
 from interp.tracing.session import Session, StopForward
 from interp.tracing.spec import ModelSpec
 from interp.tracing.views import IDENTITY, View, heads_view, qkv_views, unflattened_view
+
+_running: WeakSet[nn.Module] = WeakSet()
+"""Models whose hooks are in place: the lock keeps other threads out, this the same thread."""
 
 
 class HooksBackend:
@@ -50,7 +54,11 @@ class HooksBackend:
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         """Register what the session's plan needs, and take it all away again however the block ends."""
+        if self.hf in _running:
+            raise BadInput("this model is in the middle of a run; a RowFold or hook cannot run it again")
         with ExitStack() as stack:
+            _running.add(self.hf)
+            stack.callback(_running.discard, self.hf)
             tap = _Attachment(session, self.parts, self.spec, stack)
             handlers = tap.attach()
             stack.enter_context(kernel_tap(self.attention, handlers))
