@@ -81,6 +81,10 @@ class Tests:
             grid |= {"needles": str(self.needle_file)}
         return grid | ({} if self.haystack is None else {"haystack": str(self.haystack)})
 
+    def named_in(self, scores: HeadScores) -> HeadScores:
+        """The same scores, saying which tests they were taken on."""
+        return replace(scores, parameters={**scores.parameters, **self.parameters()})
+
 
 def score(
     model: ModelName,
@@ -156,19 +160,11 @@ def score(
         raise BadInput(
             f"--top {top} is more heads than {model} has: {loaded.spec.layers} layers of {loaded.spec.heads}"
         )
-    journal = None
     if method == "retrieval":
-        asked = tests.build(loaded, seed)
-        settings = {"decoding": decoding, "counting": counting, "seed": seed, **tests.parameters()}
-        identity = {"model": loaded.fingerprint, "prompts": asked.hash}
-        journal = Journal(Journal.beside(run), {**settings, **identity}, resume)
-        with interruptible(journal), progress("scoring") as report:
-            scores = retrieval(loaded, asked, decoding, counting, seed, journal, report)
+        scores, journal = retrieval(loaded, tests, decoding, counting, seed, run, resume)
     else:
         with interruptible(None), progress("scoring") as report:
-            scores = OTHER_METHODS[method](loaded, tests, seed, report)
-    if method in ("retrieval", "headkv-r2"):
-        scores = replace(scores, parameters={**scores.parameters, **tests.parameters()})
+            scores, journal = OTHER_METHODS[method](loaded, tests, seed, report), None
     mask = select(scores, method, threshold, top) if len(scores.samples) else None
     scores.save(run, started, **({} if mask is None else {MASK_FILE: lambda file: write_mask(mask, file)}))
     if journal is not None:
@@ -188,19 +184,20 @@ def score(
 
 
 def retrieval(
-    model: Model,
-    prompts: PromptSet,
-    decoding: Decoding,
-    counting: Counting,
-    seed: int,
-    journal: Journal,
-    report: Callable[[int, int], None],
-) -> HeadScores:
+    model: Model, tests: Tests, decoding: Decoding, counting: Counting, seed: int, run: Path, resume: bool
+) -> tuple[HeadScores, Journal]:
+    """The scores, and the journal of their tests, to be discarded once the run is safe."""
     from interp.heads.retrieval import retrieval_scores
 
-    return retrieval_scores(
-        model, prompts, method=decoding, dedup=counting, seed=seed, journal=journal, progress=report
-    )
+    prompts = tests.build(model, seed)
+    settings = {"decoding": decoding, "counting": counting, "seed": seed, **tests.parameters()}
+    identity = {"model": model.fingerprint, "prompts": prompts.hash}
+    journal = Journal(Journal.beside(run), {**settings, **identity}, resume)
+    with interruptible(journal), progress("scoring") as report:
+        scores = retrieval_scores(
+            model, prompts, method=decoding, dedup=counting, seed=seed, journal=journal, progress=report
+        )
+    return tests.named_in(scores), journal
 
 
 def qrhead(model: Model, tests: Tests, seed: int, report: Callable[[int, int], None]) -> HeadScores:
@@ -212,7 +209,7 @@ def qrhead(model: Model, tests: Tests, seed: int, report: Callable[[int, int], N
 def headkv(model: Model, tests: Tests, seed: int, report: Callable[[int, int], None]) -> HeadScores:
     from interp.heads.headkv import headkv_scores
 
-    return headkv_scores(model, tests.build(model, seed), seed=seed, progress=report)
+    return tests.named_in(headkv_scores(model, tests.build(model, seed), seed=seed, progress=report))
 
 
 def razor(model: Model, tests: Tests, seed: int, report: Callable[[int, int], None]) -> HeadScores:
