@@ -90,7 +90,7 @@ def save_run(
     write them. Raises UnwritableOutput, also where something is already there.
     """
     import numpy as np
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     now = datetime.now(timezone.utc)
     record = RunRecord(
@@ -110,7 +110,7 @@ def save_run(
         (folder / "run.json").write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
         frame.to_parquet(folder / "table.parquet", index=False)
         contiguous = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
-        save_file(contiguous, folder / "arrays.safetensors")
+        (folder / "arrays.safetensors").write_bytes(save(contiguous))  # save_file would hide it from other users
         for name, write in (files or {}).items():
             write(folder / name)
     return load_run(path)

@@ -56,6 +56,12 @@ def test_a_transposed_array_keeps_its_values(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_run(tmp_path / "a").arrays["scores"], array)
 
 
+def test_who_may_read_the_table_may_read_the_arrays(tmp_path: Path) -> None:
+    save(tmp_path / "a")
+    modes = {file.stat().st_mode for file in (tmp_path / "a").iterdir()}
+    assert len(modes) == 1
+
+
 def test_further_files_arrive_with_the_run(tmp_path: Path) -> None:
     save(tmp_path / "a", files={"mask.json": lambda path: path.write_text("{}")})
     assert (tmp_path / "a" / "mask.json").read_text() == "{}"
