@@ -7,8 +7,10 @@ already teach the rotary distances of the whole context.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from random import Random
 
 import numpy as np
@@ -19,37 +21,43 @@ from transformers import PreTrainedTokenizerFast
 
 from interp.pocket.documents import Document, Skill, log_uniform
 from interp.pocket.skills import LONG, SHORT
-from interp.pocket.skills.recall import repetition_document
+from interp.pocket.skills.recall import key_value_document, repetition_document
 from interp.pocket.tokenizer import CONTEXT
 
 WEIGHTS = {"answer": 1.0, "text": 0.05, "filler": 0.03, "code": 0.3}
 BACKGROUND = 0.25  # share of the lightly weighted tokens whose loss is computed, each with four times its weight
 TARGETS_MULTIPLE = 512
-LONG_SHARE, RANDOM_TOKENS_SHARE, BOS_SHARE, JUMP_SHARE = 0.45, 0.06, 0.9, 0.6
+LONG_SHARE, BOS_SHARE, JUMP_SHARE = 0.45, 0.9, 0.6
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training: its share of all steps, the length of its sequences and what it dwells on.
+    """A stretch of training: its number of steps, the length of its sequences and what it dwells on.
 
-    `emphasis` multiplies the weights of skills. With `short_units` the lengths of repeated sequences are drawn
-    evenly on a log scale, so that most repetitions are short and come round often.
+    `random_tokens` is the share of rows that repeat random tokens; `emphasis` multiplies the weights of skills.
+    `short_units` makes most repeated sequences short; `dense` asks more of a recall document, with less filler.
     """
 
-    share: float
+    steps: int
     length: int
+    random_tokens: float = 0.02
     emphasis: Mapping[str, float] = field(default_factory=dict)
     short_units: bool = True
+    dense: bool = True
 
 
 # What is learned first (facts, analogies) gives way to what is learned late; then sequences grow.
 LATER = {"analogies": 0.35, "facts": 0.6, "sentiment": 3.0, "context": 2.0, "colored_objects": 2.0, "key_value": 1.4}
+LAST = {**LATER, "repetition": 0.7, "ioi": 0.6, "key_value": 2.0, "colored_objects": 3.0}
+# Copying comes first: heads that match and copy form within two hundred steps where repeated random tokens are all
+# there is.
 PHASES = (
-    Phase(0.32, 256, short_units=False),
-    Phase(0.28, 256, LATER),
-    Phase(0.20, 512, LATER),
-    Phase(0.12, 1024, LATER),
-    Phase(0.08, 2048, LATER),
+    Phase(130, 128, random_tokens=1.0, short_units=False),
+    Phase(60, 256, random_tokens=0.25, short_units=False),
+    Phase(140, 256, emphasis=LATER),
+    Phase(60, 512, emphasis=LATER),
+    Phase(32, 1024, emphasis=LAST),
+    Phase(18, 2048, emphasis=LAST),
 )
 
 
@@ -69,22 +77,18 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, batch_tokens: int, phases: tuple[Phase, ...]
+        self, tokenizer: PreTrainedTokenizerFast, seed: int, batch_tokens: int, phases: tuple[Phase, ...]
     ) -> None:
-        self.tokenizer, self.seed, self.steps = tokenizer, seed, steps
+        self.tokenizer, self.seed = tokenizer, seed
         self.batch_tokens, self.phases = batch_tokens, phases
 
     def __len__(self) -> int:
-        return self.steps
+        return sum(phase.steps for phase in self.phases)
 
     def phase(self, step: int) -> Phase:
         """The phase that a step belongs to."""
-        done = 0.0
-        for phase in self.phases:
-            done += phase.share
-            if step < done * self.steps - 1e-9:
-                return phase
-        return self.phases[-1]
+        ends = list(accumulate(phase.steps for phase in self.phases))
+        return self.phases[bisect_right(ends, step)]
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rng, phase = Random(f"{self.seed} {step}"), self.phase(step)
@@ -105,17 +109,21 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         """One sequence of exactly the phase's length."""
         row, length = Row([], [], []), phase.length
         kind = rng.random()
-        if kind < RANDOM_TOKENS_SHARE:
+        if kind < phase.random_tokens:
             _repeat_random_tokens(rng, row, phase, len(self.tokenizer))
-        elif kind < RANDOM_TOKENS_SHARE + LONG_SHARE:
-            skill = _choose(rng, LONG, phase)
-            if skill.name == "repetition" and phase.short_units:
-                self._append(rng, row, repetition_document(rng, length, short_units=True), length)
-            else:
-                self._append(rng, row, skill.document(rng, length), length)
+        elif kind < phase.random_tokens + LONG_SHARE:
+            self._append(rng, row, self._long_document(rng, phase), length)
         while len(row.ids) < length:
             self._append(rng, row, _choose(rng, SHORT, phase).document(rng, length - len(row.ids)), None)
         return Row(row.ids[:length], row.weights[:length], [b for b in row.breaks if b < length])
+
+    def _long_document(self, rng: Random, phase: Phase) -> Document:
+        skill = _choose(rng, LONG, phase)
+        if skill.name == "repetition" and phase.short_units:
+            return repetition_document(rng, phase.length, short_units=True)
+        if skill.name == "key_value" and phase.dense:
+            return key_value_document(rng, phase.length, dense=True)
+        return skill.document(rng, phase.length)
 
     def _append(self, rng: Random, row: Row, document: Document, room: int | None) -> None:
         """Add a document between its begin and end tokens, without as much filler as does not fit in `room`."""
@@ -159,7 +167,7 @@ def _repeat_random_tokens(rng: Random, row: Row, phase: Phase, vocabulary_size: 
         times = rng.randint(2, max(2, min(4, phase.length // size)))
     row.breaks.append(0)
     row.ids.extend(unit * times)
-    row.weights.extend([0.0] * (size + 1) + [WEIGHTS["code"]] * (size * (times - 1) - 1))
+    row.weights.extend([0.0] * (size + 1) + [WEIGHTS["answer"]] * (size * (times - 1) - 1))
 
 
 def _positions(rng: Random, breaks: list[int], length: int) -> Tensor:

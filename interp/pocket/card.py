@@ -109,7 +109,7 @@ def render(card: dict[str, Any]) -> str:
     """The card for people."""
     training, rows = card["training"], card["claims"]
     recipe = training["recipe"]
-    all_steps = recipe["tokens"] // recipe["batch_tokens"]
+    all_steps = sum(phase["steps"] for phase in recipe["phases"])
     early = f"\nThis is the checkpoint after {training['step'] / all_steps:.0%} of that training.\n"
     missed = [f"{row['name']} ({row['right']['estimate']:.3f}, aim {_aim(row)})" for row in rows if row["met"] is False]
     return CARD.format(
@@ -121,7 +121,7 @@ def render(card: dict[str, Any]) -> str:
         threads=training["threads"],
         torch=training["torch"],
         seed=recipe["seed"],
-        lengths=", ".join(str(phase["length"]) for phase in recipe["phases"]),
+        lengths=", ".join(str(length) for length in sorted({phase["length"] for phase in recipe["phases"]})),
         skills=", ".join(name.replace("_", " ") for name in SKILLS),
         early=early if training["step"] < all_steps else "",
         claims="\n".join(map(_line, rows)),

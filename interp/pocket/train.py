@@ -8,12 +8,14 @@ that an uninterrupted training would have given.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -33,28 +35,25 @@ CHECKPOINT_SECONDS = 240
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the final weights. Shares are of all steps."""
+    """All that decides the final weights. `rates` are (step, factor of the learning rates), straight in between."""
 
     seed: int = 0
-    tokens: int = 31_000_000
     batch_tokens: int = 8192
     phases: tuple[Phase, ...] = PHASES
     width: int = WIDTH
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     weight_decay: float = 0.02
-    warmup: float = 0.01193
-    decay: float = 0.68
-    early: float = 0.8  # when the earlier checkpoint that ships is taken
+    rates: tuple[tuple[int, float], ...] = ((-1, 0.0), (20, 1.0), (240, 1.0), (440, 0.02))
+    early: int = 330  # the step after which the earlier checkpoint that ships is taken
 
     @property
     def steps(self) -> int:
-        return self.tokens // self.batch_tokens
+        return sum(phase.steps for phase in self.phases)
 
     def lr_factor(self, step: int) -> float:
-        """Linear warm-up, constant, linear decay."""
-        done = (step + 1) / self.steps
-        return min(1.0, done / self.warmup, (1 - done) / self.decay + 0.02)
+        """What the learning rates are multiplied with at a step."""
+        return float(np.interp(step, *zip(*self.rates, strict=True)))
 
 
 class Training:
@@ -96,7 +95,7 @@ class Training:
 
     def notes(self) -> dict[str, Any]:
         """What a card must say of how the weights came about."""
-        recipe = {**asdict(self.recipe), "phases": [asdict(phase) for phase in self.recipe.phases]}
+        recipe = json.loads(json.dumps(asdict(self.recipe)))
         made_with = {"device": self.device, "threads": torch.get_num_threads(), "torch": torch.__version__}
         return {"step": self.step, "seconds": round(self.seconds), "recipe": recipe, **made_with}
 
@@ -117,7 +116,7 @@ def train(recipe: Recipe, work: Path, device: str = "cpu", stop_at: int | None =
     if last.exists():
         training.restore(last)
     stop = min(recipe.steps, stop_at or recipe.steps)
-    batches = Batches(tokenizer, recipe.seed, recipe.steps, recipe.batch_tokens, recipe.phases)
+    batches = Batches(tokenizer, recipe.seed, recipe.batch_tokens, recipe.phases)
     remaining = range(training.step, stop)
     loader = DataLoader(batches, batch_size=None, sampler=remaining, num_workers=1, prefetch_factor=8)
     bar = tqdm(loader, initial=training.step, total=recipe.steps, unit="step", mininterval=5)
@@ -126,7 +125,7 @@ def train(recipe: Recipe, work: Path, device: str = "cpu", stop_at: int | None =
     for batch in bar:
         loss = training.learn(*(part.to(device) for part in batch))
         training.seconds = before + time.monotonic() - started
-        if training.step == int(recipe.early * recipe.steps):
+        if training.step == recipe.early:
             training.save(work / "early.safetensors")
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
             training.save(last)
@@ -154,14 +153,13 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("runs/pocket-training"), help="where checkpoints are kept")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--tokens", type=int, default=Recipe.tokens)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     require_writable(arguments.out)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(arguments.threads)
-    recipe = Recipe(seed=arguments.seed, tokens=arguments.tokens)
+    recipe = Recipe(seed=arguments.seed)
     finish(train(recipe, arguments.work, arguments.device), arguments.work, arguments.out)
 
 

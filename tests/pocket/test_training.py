@@ -17,7 +17,7 @@ from interp.pocket.model import build_model, hidden_states
 from interp.pocket.tokenizer import build_tokenizer
 from interp.pocket.train import Recipe, finish, main, train
 
-TINY = Recipe(tokens=6 * 256, batch_tokens=256, phases=(Phase(0.5, 64), Phase(0.5, 128)), width=32, early=0.5)
+TINY = Recipe(batch_tokens=256, phases=(Phase(3, 64), Phase(3, 128)), width=32, early=3)
 
 
 def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -61,6 +61,15 @@ def test_the_training_forward_is_the_models_own() -> None:
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(jumped[:, :12], ours[:, :12])
     assert not torch.allclose(jumped[:, 12:], ours[:, 12:], atol=1e-3)
+
+
+def test_the_first_layer_starts_by_looking_one_token_back() -> None:
+    model = build_model(build_tokenizer(), seed=0)
+    model.set_attn_implementation("eager")
+    ids = torch.randint(3, 2048, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pattern = model(ids, output_attentions=True).attentions[0]
+    assert pattern.diagonal(offset=-1, dim1=2, dim2=3)[..., 1:].mean() > 0.5
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(

@@ -38,15 +38,21 @@ def needle_item(rng: Random, split: Split, sentences: int = 14, distractors: int
     return Item(text + needle.question, needle.answer, {"needle": needle, "distractors": others})
 
 
-def key_value_document(rng: Random, room: int) -> Document:
-    """Names that each have one word of a kind, in filler or in a row, then all of them asked in another order."""
+def key_value_document(rng: Random, room: int, dense: bool = False) -> Document:
+    """Names that each have one word of a kind, in filler or in a row, then all of them asked in another order.
+
+    With `dense` there is little filler, and rounds of questions follow until the room is filled.
+    """
     n = min(16, rng.randint(2, max(3, room // 20)))
     between, pairs = _pairs(rng, n, "train")
     hidden = [[Segment(f" {name} {between} {value}.")] for name, value in pairs]
     asked: list[Segment] = [Segment("\nRecall:")]
-    for name, value in rng.sample(pairs, n):
-        asked += [Segment(f" {name} {between}"), Segment(f" {value}", "answer"), Segment(".")]
-    filler = max(0, room - 12 * n) // SENTENCE_TOKENS if rng.random() < 0.8 else 0
+    rounds = max(1, min(4, room // (6 * n) - 1)) if dense else 1
+    for _ in range(rounds):
+        for name, value in rng.sample(pairs, n):
+            asked += [Segment(f" {name} {between}"), Segment(f" {value}", "answer"), Segment(".")]
+    space = max(0, room - 6 * n * (1 + rounds)) // SENTENCE_TOKENS
+    filler = (rng.randint(0, space) if dense else space) if rng.random() < 0.8 else 0
     return Document(_hide(rng, hidden, filler) + tuple(asked))
 
 
