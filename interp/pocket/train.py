@@ -53,7 +53,8 @@ class Recipe:
 
     def lr_factor(self, step: int) -> float:
         """What the learning rates are multiplied with at a step."""
-        return float(np.interp(step, *zip(*self.rates, strict=True)))
+        steps, factors = zip(*self.rates, strict=True)
+        return float(np.interp(step, steps, factors))
 
 
 class Training:
