@@ -97,6 +97,7 @@ def test_reading_every_residual_stream(hf: PreTrainedModel, tmp_path: Path) -> N
 
     alternatives = {
         "plain forward": plain,
+        "plain forward, once more": plain,  # how far apart equal things are measured
         "Model.run": ours("all"),
         "Model.run without logits": ours(None),
         "TransformerBridge": through_transformer_lens(hf, tmp_path, ids),
@@ -111,6 +112,7 @@ def test_reading_every_residual_stream(hf: PreTrainedModel, tmp_path: Path) -> N
         "tracing",
         f"resid_post of all layers, width {WIDTH}, {LAYERS} layers, {BATCH} x {TOKENS} tokens",
         alternatives,
+        rounds=15,
         targets=(Target("Model.run", 1.05),),
     )
     assert report(comparison).is_file()
