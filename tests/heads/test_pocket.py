@@ -40,6 +40,18 @@ def test_without_a_whole_layer_of_copying_heads_nothing_is_recalled(pocket, need
     assert recall_under(pocket, needles, ablate(first, "zero")).exact.mean() <= baseline
 
 
+def test_its_copying_heads_look_at_the_token_after_the_one_they_copy(pocket):
+    """Why the published score, which asks for the copied token itself, calls none of them a retrieval head."""
+    n = 50
+    unit = torch.randint(3, pocket.spec.vocab, (4, n), generator=torch.Generator().manual_seed(0))
+    ids = torch.cat([torch.full((4, 1), pocket.tokenizer.bos_token_id), unit, unit], dim=1)
+    pattern = pocket.run(ids, read="pattern.2")["pattern.2"]
+    queries = torch.arange(n + 2, 2 * n)
+    copied, after = (pattern[:, :, queries, queries - n + offset].mean((0, 2)) for offset in (1, 2))
+    assert after.min() > 0.7
+    assert copied.max() < 0.1
+
+
 def test_an_untrained_model_of_the_same_shape_passes_no_test(pocket, needles):
     torch.manual_seed(0)
     untrained = interp.wrap(AutoModelForCausalLM.from_config(pocket.hf.config).eval(), pocket.tokenizer)
