@@ -41,7 +41,7 @@ def describe(model: Model) -> Description:
     where = module_paths(model.parts.architecture)
     rows = []
     for name, site in SITES.items():
-        reason = model.parts.refusals.get(name, "")
+        reason = model.refusals.get(name, "")
         rows.append(
             {
                 "site": name if site.scope == "model" else f"{name}.L",

@@ -91,9 +91,7 @@ def _parity(model: Model, ids: Prompts) -> Iterator[Check]:
 
 def site_equations(model: Model, ids: Prompts) -> Iterator[Check]:
     """The equations that define the sites, at every layer."""
-    names = [
-        n for n in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post") if n not in model.parts.refusals
-    ]
+    names = [n for n in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post") if n not in model.refusals]
     trace = model.run(ids, read=[*names, "final_norm", "z"], logits="all")
     last = model.spec.layers - 1
     for layer in range(model.spec.layers):
@@ -111,7 +109,7 @@ def site_equations(model: Model, ids: Prompts) -> Iterator[Check]:
 
 def _order(model: Model, ids: Prompts, trace: Trace) -> Iterator[Check]:
     """resid_mid must be what the MLP's norm is given: this separates sequential from parallel blocks."""
-    if "resid_mid" in model.parts.refusals:
+    if "resid_mid" in model.refusals:
         return
     mlp_in = model.run(ids, read="mlp_in")
     for layer, block in enumerate(model.parts.blocks):
@@ -120,7 +118,7 @@ def _order(model: Model, ids: Prompts, trace: Trace) -> Iterator[Check]:
 
 
 def _heads(model: Model, ids: Prompts, trace: Trace) -> Iterator[Check]:
-    if "head_out" in model.parts.refusals:
+    if "head_out" in model.refusals:
         return
     for layer, block in enumerate(model.parts.blocks):
         total = model.run(ids, read=f"head_out.{layer}")[f"head_out.{layer}"].sum(2)

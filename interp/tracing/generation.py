@@ -16,7 +16,7 @@ from interp.tracing.session import Session
 from interp.tracing.trace import Trace
 
 if TYPE_CHECKING:
-    from interp.tracing.backends.hooks import HooksBackend
+    from interp.tracing.backends.contract import Backend
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Generation:
 
 
 def decode(
-    backend: HooksBackend,
+    backend: Backend,
     session: Session,
     padded: Padded,
     sampling: Sampling,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from transformers.pytorch_utils import Conv1D
 
 from interp.errors import BadInput, ModelNotLoadable, UnsupportedArchitecture, choose
 from interp.tracing.architectures import ARCHITECTURES, Parts, locate_parts
+from interp.tracing.backends.contract import Adopted
 from interp.tracing.doctor import first_failure, random_tokens, site_equations
 from interp.tracing.model import Model
 from interp.tracing.spec import ModelSpec
 from interp.tracing.structure import count, recognise
 
-BACKENDS = ("hooks",)
+BACKENDS = {"hooks": "interp.tracing.backends.hooks"}
+"""Each backend's module, whose `adopt` takes an object over; imported when first used."""
+LIBRARIES: dict[str, str] = {}
+"""The package an object's class comes from, and the backend that runs on such objects natively."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -48,8 +53,7 @@ def load(
         ModelNotLoadable: nothing there, no tokenizer, no safetensors weights, or weights that cannot be read.
         UnsupportedArchitecture: its parts could not be found, or do not obey the site equations.
     """
-    if backend not in BACKENDS:
-        raise BadInput(f"there is no backend {backend!r}; {choose(backend, BACKENDS)}")
+    _check_backend(backend)
     if device is not None and device_map is not None:
         raise BadInput("device and device_map exclude each other; give one")
     from transformers import AutoModelForCausalLM
@@ -73,16 +77,23 @@ def load(
     if absent := sorted(report["missing_keys"]):
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         raise ModelNotLoadable(f"the weights of {source} lack {', '.join(absent[:3])}{more}")
-    return wrap(hf.eval().requires_grad_(False), tokenizer=words, name=_display_name(str(name_or_path)))
+    name = _display_name(str(name_or_path))
+    return wrap(hf.eval().requires_grad_(False), tokenizer=words, backend=backend, name=name)
 
 
-def wrap(model: Any, tokenizer: Any = None, *, name: str | None = None) -> Model:
+def wrap(model: Any, tokenizer: Any = None, *, backend: str | None = None, name: str | None = None) -> Model:
     """A `Model` over a language model object that is already in memory; the object itself is not changed.
+
+    Args:
+        model: a transformers model, or an object of another library that a backend runs on natively.
+        backend: `"hooks"`, …; the one the object belongs to by default.
 
     Raises UnsupportedArchitecture for objects and families that cannot be traced, saying what is missing.
     """
     if isinstance(model, Model):
-        model, tokenizer = model.hf, model.tokenizer if tokenizer is None else tokenizer
+        model, tokenizer = model.backend_object, model.tokenizer if tokenizer is None else tokenizer
+    adopted = _adopt(model, backend)
+    model, tokenizer = adopted.hf, adopted.tokenizer if tokenizer is None else tokenizer
     whole = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or not isinstance(whole, PreTrainedConfig):
         raise UnsupportedArchitecture(f"cannot wrap a {type(model).__name__}; give a transformers language model")
@@ -100,8 +111,22 @@ def wrap(model: Any, tokenizer: Any = None, *, name: str | None = None) -> Model
         parts,
         name or _display_name(getattr(config, "_name_or_path", "")) or type(model).__name__,
     )
-    wrapped = Model(model, parts, spec, tokenizer)
+    wrapped = Model(model, parts, spec, tokenizer, adopted.build(parts, spec))
     return wrapped if known else _proven(wrapped)
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise BadInput(f"there is no backend {backend!r}; {choose(backend, BACKENDS)}")
+
+
+def _adopt(model: Any, backend: str | None) -> Adopted:
+    """Take the object over with the backend asked for, or with the one of the library it comes from."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+    native = next((LIBRARIES[package] for package in LIBRARIES if package in packages), "hooks")
+    _check_backend(backend or native)
+    adopted: Adopted = import_module(BACKENDS[backend or native]).adopt(model)
+    return adopted
 
 
 def _resolve(name: str) -> str:

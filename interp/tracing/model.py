@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from interp.errors import BadInput, SiteUnavailable
-from interp.tracing.architectures import Parts
-from interp.tracing.backends.hooks import HooksBackend
+from interp.tracing.architectures import Parts, Refusals
+from interp.tracing.backends.contract import Backend
 from interp.tracing.batch import (
     Encoded,
     Padded,
@@ -47,15 +47,16 @@ _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 class Model:
     """A language model whose activations can be read and edited; made by `interp.load` and `interp.wrap`.
 
-    `spec` holds its shape, `hf` the Hugging Face module, `tokenizer` may be None (then prompts are token ids).
+    `spec` holds its shape, `hf` the Hugging Face module, `tokenizer` may be None (then prompts are token ids),
+    `backend` the library whose hooks carry the runs.
     """
 
-    def __init__(self, hf: nn.Module, parts: Parts, spec: ModelSpec, tokenizer: Any = None) -> None:
+    def __init__(self, hf: nn.Module, parts: Parts, spec: ModelSpec, tokenizer: Any, backend: Backend) -> None:
         self.hf = hf
         self.parts = parts
         self.spec = spec
         self.tokenizer = tokenizer
-        self.backend = HooksBackend(hf, parts, spec)
+        self.backend = backend
         self.lock = _locks.setdefault(hf, threading.RLock())
 
     def __repr__(self) -> str:
@@ -66,6 +67,16 @@ class Model:
     def fingerprint(self) -> str:
         """Identifies configuration and weights; computed from all weights at first use."""
         return fingerprint(self.hf, self.hf.config)
+
+    @property
+    def backend_object(self) -> Any:
+        """The object that was wrapped, as it was given: a Hugging Face model, a TransformerBridge, an nnsight model."""
+        return self.backend.original
+
+    @property
+    def refusals(self) -> Refusals:
+        """Sites that cannot be read or edited here, with the reasons."""
+        return {**self.parts.refusals, **self.backend.refusals}
 
     @property
     def device(self) -> torch.device:
@@ -242,7 +253,7 @@ class Model:
         """Everything about a request that can be refused before it runs; `computed` tokens follow the prompts."""
         plan = make_plan(
             self.spec,
-            self.parts.refusals,
+            self.refusals,
             read,
             edits,
             positions,

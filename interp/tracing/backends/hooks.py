@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from interp.errors import BadInput, SiteDidNotFire
-from interp.tracing.architectures import Block, Parts
+from interp.tracing.architectures import Block, Parts, Refusals
 from interp.tracing.attention import KernelCall
+from interp.tracing.backends.contract import Adopted
 from interp.tracing.backends.kernel_tap import Handler, Kernel, kernel_tap
 from interp.tracing.session import Session, StopForward
 from interp.tracing.spec import ModelSpec
@@ -26,15 +27,21 @@ _running: WeakSet[nn.Module] = WeakSet()
 """Models whose hooks are in place: the lock keeps other threads out, this the same thread."""
 
 
+def adopt(model: nn.Module) -> Adopted:
+    """Run on a Hugging Face model as it is."""
+    return Adopted(model, None, lambda parts, spec: HooksBackend(model, parts, spec))
+
+
 class HooksBackend:
     """Runs sessions on `hf` through forward hooks."""
 
     name = "hooks"
 
     def __init__(self, hf: nn.Module, parts: Parts, spec: ModelSpec) -> None:
-        self.hf = hf
+        self.hf = self.original = hf
         self.parts = parts
         self.spec = spec
+        self.refusals: Refusals = {}
 
     @property
     def attention(self) -> str:
