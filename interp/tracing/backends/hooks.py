@@ -66,14 +66,13 @@ class HooksBackend:
         with ExitStack() as stack:
             _running.add(self.hf)
             stack.callback(_running.discard, self.hf)
-            tap = _Attachment(session, self.parts, self.spec, stack)
-            handlers = tap.attach()
+            handlers = Attachment(session, self.parts, self.spec, stack).attach()
             stack.enter_context(kernel_tap(self.attention, handlers))
             yield
 
 
-class _Attachment:
-    """Registers the hooks of one session."""
+class Attachment:
+    """Registers the hooks of one session; a backend that carries them otherwise overrides `before` and `after`."""
 
     def __init__(self, session: Session, parts: Parts, spec: ModelSpec, stack: ExitStack) -> None:
         self.session = session
@@ -90,7 +89,7 @@ class _Attachment:
             if self.session.plan.uses_kernel(layer):
                 handlers[block.attn] = self._kernel_handler(layer)
         self._on_output(self.parts.final_norm, "final_norm", None)
-        self._keep(self.parts.unembed.register_forward_pre_hook(self._narrow, with_kwargs=True))
+        self.before(self.parts.unembed, self._narrow)
         return handlers
 
     def _narrow(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -135,7 +134,7 @@ class _Attachment:
                 new = new if seen is value else view.put(new, seen)
             return None if new is raw else _with_argument(args, kwargs, new)
 
-        self._keep(module.register_forward_pre_hook(hook, with_kwargs=True))
+        self.before(module, hook)
 
     def _on_output(self, module: nn.Module, name: str, layer: int | None, view: View = IDENTITY) -> None:
         if self.session.plan.touches(name, layer):
@@ -145,7 +144,7 @@ class _Attachment:
                 new = self.session.visit(name, layer, value)
                 return raw if new is value else view.put(raw, new)
 
-            self._keep(module.register_forward_hook(_output_hook(change)))
+            self.after(module, change)
 
     def _attach_resid_mid(self, layer: int, block: Block) -> None:
         """Edit the residual stream itself, not only the branch that the MLP normalises.
@@ -165,21 +164,27 @@ class _Attachment:
             new = self.session.visit("resid_mid", layer, mid)
             return attn_out if new is mid else new - pre
 
-        self._keep(block.module.register_forward_pre_hook(remember, with_kwargs=True))
-        self._keep(block.attn_out.register_forward_hook(_output_hook(change)))
+        self.before(block.module, remember)
+        self.after(block.attn_out, change)
 
     def _attach_head_out(self, layer: int, block: Block) -> None:
         if not self.session.plan.touches("head_out", layer):
             return
         w_o = output_weights(block.o, self.spec.head_dim)
 
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            z = rearrange(args[0], "b t (h d) -> b t h d", d=self.spec.head_dim)
+        written: list[Tensor] = []
+
+        def remember(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            written[:] = [_argument(args, kwargs)]
+
+        def change(output: Tensor) -> Tensor:
+            z = rearrange(written.pop(), "b t (h d) -> b t h d", d=self.spec.head_dim)
             value = einsum(z, w_o.to(z.dtype), "b t h d, h d w -> b t h w")
             new = self.session.visit("head_out", layer, value)
             return output if new is value else output + (new - value).sum(2)
 
-        self._keep(block.o.register_forward_hook(hook))
+        self.before(block.o, remember)
+        self.after(block.o, change)
 
     def _kernel_handler(self, layer: int) -> Handler:
         session = self.session
@@ -208,8 +213,13 @@ class _Attachment:
 
         return handler
 
-    def _keep(self, handle: Any) -> None:
-        self.stack.callback(handle.remove)
+    def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Call `hook(module, args, kwargs)` before the module; what it returns replaces them, unless None."""
+        self.stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def after(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        """Change the module's output (the first element of a tuple)."""
+        self.stack.callback(module.register_forward_hook(_output_hook(change)).remove)
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
