@@ -12,6 +12,8 @@ import torch
 from einops import einsum, rearrange, repeat
 from torch import Tensor
 
+from kernels.types import AttentionStats
+
 
 class AttentionRows(NamedTuple):
     """Probabilities `[batch head query key]` and log-sum-exp of the scores `[batch head query]` of some query rows."""
@@ -20,33 +22,25 @@ class AttentionRows(NamedTuple):
     log_sum_exp: Tensor
 
 
-class AttentionStats(NamedTuple):
-    """What one query row looks at, in O(keys) memory; every tensor is `[batch head query]`.
-
-    `argmax` is the key position with the highest probability (first one on ties), `probability` its probability,
-    `entropy` in nats, `log_sum_exp` of the scaled and masked scores.
-    """
-
-    argmax: Tensor
-    probability: Tensor
-    entropy: Tensor
-    log_sum_exp: Tensor
-
-
 def visible_keys(
     query_columns: Tensor,
     key_mask: Tensor,
     sliding_window: int | None = None,
+    *,
+    causal: bool = True,
 ) -> Tensor:
-    """Which keys a causal query sees: `[batch query key]`, True where attention is allowed.
+    """Which keys a query sees: `[batch query key]`, True where attention is allowed.
 
     `query_columns` `[batch query]` are the queries' columns among the keys, `key_mask` `[batch key]` is False on
-    padding, and `sliding_window` counts the query itself.
+    padding, and `sliding_window` counts the query itself. Without `causal` keys on both sides are seen, and the window
+    reaches as far in either direction.
     """
     keys = torch.arange(key_mask.shape[1], device=key_mask.device)
     distance = query_columns[..., None] - keys
-    allowed = (distance >= 0) & key_mask[:, None, :]
-    return allowed if sliding_window is None else allowed & (distance < sliding_window)
+    allowed = key_mask[:, None, :].expand_as(distance)
+    if causal:
+        allowed = allowed & (distance >= 0)
+    return allowed if sliding_window is None else allowed & (distance.abs() < sliding_window)
 
 
 def attention_rows(
@@ -86,8 +80,12 @@ def attention_rows(
 def row_statistics(rows: AttentionRows) -> AttentionStats:
     """Summaries of each row, which is all that most questions need of it."""
     probability, argmax = rows.pattern.max(-1)
-    entropy = torch.special.entr(rows.pattern).sum(-1)
-    return AttentionStats(argmax, probability, entropy, rows.log_sum_exp)
+    return AttentionStats(
+        argmax=torch.where(probability > 0, argmax, -1),
+        probability=probability,
+        entropy=torch.special.entr(rows.pattern).sum(-1),
+        log_sum_exp=rows.log_sum_exp,
+    )
 
 
 def gather_values(weights: Tensor, v: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from interp.tracing.interventions import apply_edit
 from interp.tracing.plan import Plan, RowFold
 from interp.tracing.sites import Site
 from interp.tracing.trace import Leaf
-from kernels.rows import AttentionRows, AttentionStats, row_statistics
+from kernels.rows import AttentionRows, row_statistics
+from kernels.types import AttentionStats
 
 Order = Callable[[Tensor], Tensor]
 """Brings dimension 1 from the columns of the run to the positions of its prompts."""
@@ -202,11 +203,11 @@ class Session:
 
 def _join(values: list[Any], axis: int) -> Any:
     if isinstance(values[0], AttentionStats):
-        return AttentionStats(*(torch.cat(parts, dim=axis) for parts in zip(*values, strict=True)))
+        return AttentionStats.cat(values)
     return values[0] if len(values) == 1 else torch.cat(values, dim=axis)
 
 
 def _rows_in_order(value: Any, order: Order) -> Any:
     if isinstance(value, AttentionStats):
-        return AttentionStats(*(_rows_in_order(part, order) for part in value))
+        return value.by_row(lambda part: _rows_in_order(part, order))
     return order(value.transpose(1, 2)).transpose(1, 2)

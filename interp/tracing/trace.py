@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.errors import BadInput, UnknownSite, choose
 from interp.tracing.frame import gather_columns
 from interp.tracing.sites import Site
-from kernels.rows import AttentionStats
+from kernels.types import AttentionStats
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,5 +117,6 @@ class Trace(Mapping[Site, Any]):
 
 def _one_head(value: Any, site: Site) -> Any:
     if isinstance(value, AttentionStats):
-        return AttentionStats(*(part[:, site.head] for part in value))
+        assert site.head is not None
+        return value.head(site.head)
     return value[:, site.head] if site.name == "pattern" else value[:, :, site.head]

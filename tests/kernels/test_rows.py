@@ -87,7 +87,10 @@ def test_a_row_that_sees_nothing_has_probability_zero_and_no_nan() -> None:
     assert (rows.log_sum_exp[:, :, 0] == -math.inf).all()
     torch.testing.assert_close(rows.pattern[:, :, 1, 4], torch.ones(1, HEADS, dtype=torch.float64))
     stats = row_statistics(rows)
-    assert not any(torch.isnan(value.double()).any() for value in stats)
+    assert (stats.argmax[:, :, 0] == -1).all()
+    assert (stats.argmax[:, :, 1] == 4).all()
+    assert (stats.probability[:, :, 0] == 0).all()
+    assert (stats.entropy[:, :, 0] == 0).all()
 
 
 def test_statistics_summarise_a_row() -> None:

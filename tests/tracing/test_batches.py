@@ -13,7 +13,7 @@ from interp.errors import BadInput, PromptTooLong, UnknownSite
 from interp.tasks.prompts import PromptSet
 from interp.tracing.frame import Positions
 from interp.tracing.sites import SITES
-from kernels.rows import AttentionStats
+from kernels.types import AttentionStats
 from tests.families import CONTEXT, SDPA, prompts, ragged
 from tests.tracing.test_reads import REFUSED, close, tensors
 

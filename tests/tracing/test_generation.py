@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 import interp
 from interp.errors import BadInput, PromptTooLong, SiteUnavailable
 from interp.tracing.generation import Generation
 from tests.families import CONTEXT, SDPA, prompts, ragged
-from tests.tracing.test_reads import close
+from tests.tracing.test_reads import close, tensors
 
 NEW = 6
 
@@ -127,7 +126,7 @@ def test_reads_during_generation_equal_one_pass_over_the_text(fast: interp.Model
     assert generation.trace.tokens.tolist() == [text]
     for site in whole:
         got, wanted = generation.trace[site], whole[site]
-        for a, b in [(got, wanted)] if isinstance(got, Tensor) else zip(got, wanted, strict=True):
+        for a, b in zip(tensors(got), tensors(wanted), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=lambda m, s=site: f"{s}: {m}")
     chosen = whole.logits.log_softmax(-1)[0, len(row) - 1 :].gather(1, torch.tensor(generation.tokens[0])[:, None])
     torch.testing.assert_close(torch.tensor(generation.log_probabilities[0]), chosen[:, 0], rtol=1e-4, atol=1e-4)

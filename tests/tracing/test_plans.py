@@ -14,7 +14,7 @@ import interp
 from interp.errors import BadInput, MemoryBudgetExceeded, SiteDidNotFire, UnknownSite
 from interp.tracing.interventions import KINDS
 from tests.families import build, prompts
-from tests.tracing.test_reads import close
+from tests.tracing.test_reads import close, tensors
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,8 @@ def test_a_run_stops_after_the_last_site_it_reads(
             handle.remove()
     assert finished == {"block": blocks, "mlp": mlps, "unembed": unembeds}
     full = llama.run(prompts(), read=read, logits="last")
-    close(trace[read][0], full[read][0])
+    for short, whole in zip(tensors(trace[read]), tensors(full[read]), strict=True):
+        close(short, whole)
 
 
 def test_reading_nothing_keeps_the_last_logits_and_reading_keeps_none(llama: interp.Model) -> None:

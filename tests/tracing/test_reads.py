@@ -11,6 +11,7 @@ from torch import Tensor
 import interp
 from interp.errors import SiteUnavailable
 from interp.tracing.sites import SITES
+from kernels.types import AttentionStats
 from tests.families import SDPA, prompts
 from tests.tracing.handwritten import HandModel
 
@@ -113,5 +114,5 @@ def close(a: Tensor, b: Tensor, what: object = "") -> None:
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * scale, msg=lambda message: f"{what}: {message}")
 
 
-def tensors(value: object) -> tuple[Tensor, ...]:
-    return (value,) if isinstance(value, Tensor) else tuple(value)  # type: ignore[arg-type]
+def tensors(value: Tensor | AttentionStats) -> tuple[Tensor, ...]:
+    return tuple(value.measured.values()) if isinstance(value, AttentionStats) else (value,)
