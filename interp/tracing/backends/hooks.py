@@ -61,14 +61,22 @@ class HooksBackend:
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         """Register what the session's plan needs, and take it all away again however the block ends."""
-        if self.hf in _running:
-            raise BadInput("this model is in the middle of a run; a RowFold or hook cannot run it again")
-        with ExitStack() as stack:
-            _running.add(self.hf)
-            stack.callback(_running.discard, self.hf)
+        with running(self.hf), ExitStack() as stack:
             handlers = Attachment(session, self.parts, self.spec, stack).attach()
             stack.enter_context(kernel_tap(self.attention, handlers))
             yield
+
+
+@contextmanager
+def running(hf: nn.Module) -> Iterator[None]:
+    """Mark a model as being run; raises BadInput when it is already."""
+    if hf in _running:
+        raise BadInput("this model is in the middle of a run; a RowFold or hook cannot run it again")
+    _running.add(hf)
+    try:
+        yield
+    finally:
+        _running.discard(hf)
 
 
 class Attachment:
@@ -144,7 +152,7 @@ class Attachment:
                 new = self.session.visit(name, layer, value)
                 return raw if new is value else view.put(raw, new)
 
-            self.after(module, change)
+            self.after(module, _output_hook(change))
 
     def _attach_resid_mid(self, layer: int, block: Block) -> None:
         """Edit the residual stream itself, not only the branch that the MLP normalises.
@@ -165,7 +173,7 @@ class Attachment:
             return attn_out if new is mid else new - pre
 
         self.before(block.module, remember)
-        self.after(block.attn_out, change)
+        self.after(block.attn_out, _output_hook(change))
 
     def _attach_head_out(self, layer: int, block: Block) -> None:
         if not self.session.plan.touches("head_out", layer):
@@ -177,14 +185,14 @@ class Attachment:
         def remember(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             written[:] = [_argument(args, kwargs)]
 
-        def change(output: Tensor) -> Tensor:
+        def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
             z = rearrange(written.pop(), "b t (h d) -> b t h d", d=self.spec.head_dim)
             value = einsum(z, w_o.to(z.dtype), "b t h d, h d w -> b t h w")
             new = self.session.visit("head_out", layer, value)
             return output if new is value else output + (new - value).sum(2)
 
         self.before(block.o, remember)
-        self.after(block.o, change)
+        self.after(block.o, hook)
 
     def _kernel_handler(self, layer: int) -> Handler:
         session = self.session
@@ -214,12 +222,12 @@ class Attachment:
         return handler
 
     def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Call `hook(module, args, kwargs)` before the module; what it returns replaces them, unless None."""
+        """Call `hook(module, args, kwargs)` before the module; the pair it returns replaces them, unless None."""
         self.stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
-    def after(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-        """Change the module's output (the first element of a tuple)."""
-        self.stack.callback(module.register_forward_hook(_output_hook(change)).remove)
+    def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Call `hook(module, args, output)` after the module; what it returns replaces the output, unless None."""
+        self.stack.callback(module.register_forward_hook(hook).remove)
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
