@@ -125,6 +125,11 @@ class Request:
         return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
     @property
+    def extra_keys(self) -> int:
+        """How many keys the plan adds beside the cached ones."""
+        return 0 if self.plan is None or self.plan.extra is None else self.plan.extra.k.shape[2]
+
+    @property
     def phase(self) -> str:
         """ "decode" where one query meets keys cached before it, "prefill" everywhere else."""
         return "decode" if self.queries == 1 and self.keys > 1 else "prefill"
@@ -145,6 +150,14 @@ class Request:
             return computed
         used = (gate != 0).flatten(2).any(-1) if gate.ndim == 3 else gate != 0
         return computed & used.cpu().expand(self.batch, -1)
+
+    @cached_property
+    def io_bytes(self) -> int:
+        """Bytes of the queries, keys, values and outputs of the heads that are computed, each once."""
+        width = self.q.shape[3] + self.v.shape[3]
+        kv_heads = self.computed.unflatten(1, (self.kv_heads, self.group)).any(-1)
+        rows = int(self.computed.sum()) * self.queries + int(kv_heads.sum()) * self.keys
+        return rows * width * self.q.element_size()
 
     @cached_property
     def rows(self) -> Tensor | None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -287,6 +289,27 @@ class HeadPlan:
             token_indices=torch.tensor(token_indices, dtype=torch.int32),
             block=next(iter(sizes), BLOCK),
             extra=extra,
+        )
+
+    @cached_property
+    def patterns(self) -> list[list[Pattern]]:
+        """The pattern of every head `[B|1][H]`: what `HeadPlan.of` was given, or would have to be given."""
+        return [[self._pattern(row, head) for head in range(self.kind.shape[1])] for row in range(self.kind.shape[0])]
+
+    def _pattern(self, row: int, head: int) -> Pattern:
+        kind = HeadKind(int(self.kind[row, head]))
+        if kind is not HeadKind.SPARSE:
+            return Pattern(kind)
+        ends = self.block_offsets[row, head].tolist()
+        blocks = self.block_indices[ends[0] : ends[-1]].tolist()
+        first, last = self.token_offsets[row, head].tolist()
+        return Pattern(
+            kind,
+            sinks=int(self.sinks[row, head]),
+            window=int(self.window[row, head]),
+            blocks=tuple(tuple(blocks[i - ends[0] : j - ends[0]]) for i, j in pairwise(ends)) if blocks else (),
+            tokens=tuple(self.token_indices[first:last].tolist()),
+            block=self.block,
         )
 
     @property
