@@ -20,9 +20,14 @@ from interp.tracing.model import Model
 from interp.tracing.spec import ModelSpec
 from interp.tracing.structure import count, recognise
 
-BACKENDS = {"hooks": "interp.tracing.backends.hooks"}
+BACKENDS = {
+    "hooks": "interp.tracing.backends.hooks",
+    "nnsight": "interp.tracing.backends.nnsight",
+}
 """Each backend's module, whose `adopt` takes an object over; imported when first used."""
-LIBRARIES: dict[str, str] = {}
+LIBRARIES: dict[str, str] = {
+    "nnsight": "nnsight",
+}
 """The package an object's class comes from, and the backend that runs on such objects natively."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
