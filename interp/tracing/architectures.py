@@ -1,16 +1,19 @@
-"""Where each model family keeps its parts: one row a family, module paths as data, no copies of modeling code.
+"""Where a model family keeps its parts, as data, and the parts found on one model.
 
-Paths of `Architecture` are relative to the model (`blocks`, `final_norm`, `unembed`) or to one block (the rest). A
-family that is not in the table is recognised by its structure and proven by a numerical self-check (`structure.py`).
+The rows are in `families.py`. Paths of `Architecture` are relative to the model (`blocks`, `final_norm`, `unembed`) or
+to one block (the rest). A family without a row is recognised by its structure and proven by a numerical self-check
+(`structure.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from interp.errors import UnsupportedArchitecture
 
@@ -18,134 +21,76 @@ QKV = Literal["separate", "concatenated", "interleaved"]
 Refusals = Mapping[str, str]
 
 
-def _nothing(_config: Any) -> Refusals:
-    return {}
-
-
 @dataclass(frozen=True)
 class Architecture:
-    """One family: where its parts are, and which sites it cannot offer.
+    """One family: where its parts are, and what it does differently. None: the family has no such part.
 
-    `qkv` says how the projections are laid out: three modules, one module with q, k and v one after the other, or one
-    module with q, k and v of each head side by side. `attn_out` and `mlp_out` are the modules whose output is *added*
-    to the residual stream: on sandwich-norm families that is the norm after attention, not attention itself.
+    qkv: how the projections are laid out: three modules, one module with q, k and v one after the other, or one module
+    with the queries, the key and the value of each key/value head side by side. attn, mlp: the modules that read
+    `attn_in` and `mlp_in`, as their first argument. attn_out, mlp_out: the modules whose output is *added* to the
+    residual stream; on sandwich-norm families that is the norm after attention, not attention itself.
+    norm_after_attn, norm_after_mlp: post-norm families normalise the sums, so `resid_mid = norm_after_attn(resid_pre +
+    attn_out)` and `resid_post = norm_after_mlp(resid_mid + mlp_out)`.
     """
 
     family: str
     blocks: str = "model.layers"
-    final_norm: str = "model.norm"
+    final_norm: str | None = "model.norm"
     unembed: str = "lm_head"
-    attn_norm: str = "input_layernorm"
+    attn_norm: str | None = "input_layernorm"
     attn: str = "self_attn"
     qkv: QKV = "separate"
     projections: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     o: str = "self_attn.o_proj"
     attn_out: str = "self_attn"
-    mlp_norm: str = "post_attention_layernorm"
-    mlp_down: str = "mlp.down_proj"
+    norm_after_attn: str | None = None
+    mlp_norm: str | None = "post_attention_layernorm"
+    mlp: str = "mlp"
+    mlp_down: str | None = "mlp.down_proj"
     mlp_out: str = "mlp"
-    refuses: Callable[[Any], Refusals] = field(default=_nothing, repr=False)
+    norm_after_mlp: str | None = None
+    causal: bool = True
+    """Whether tokens see only what comes before them."""
+    parallel: bool = False
+    """Whether attention and MLP both read the stream that enters the block."""
+    rotary: bool = True
+    own_attention: bool = False
+    """Whether attention is computed in the module itself, and not by one of transformers' attention functions."""
+    overwrites: tuple[str, ...] = ()
+    """Sites whose tensor the block changes in place afterwards, so that it must be handed a copy."""
+    window: str = "sliding_window"
+    """The configuration's name for how far a token sees."""
+    kv_heads: int | None = None
+    """Key/value heads where the configuration does not name them `num_key_value_heads`."""
+    first_position: int = 0
+    """The position id of the first token."""
+    variant: Callable[[Any], Mapping[str, Any]] = field(default=lambda _config: {}, repr=False)
+    """Fields that depend on the configuration."""
     unsupported: Callable[[Any], str | None] = field(default=lambda _config: None, repr=False)
 
-
-_NO_ROTARY = "{} has no rotary embedding: the kernel reads the projections themselves, so use {} instead"
-
-
-def _no_rotary(family: str) -> Refusals:
-    return {"q_rot": _NO_ROTARY.format(family, "q"), "k_rot": _NO_ROTARY.format(family, "k")}
-
-
-def _gpt_neox_refuses(config: Any) -> Refusals:
-    if not config.use_parallel_residual:
-        return {}
-    return {
-        "resid_mid": "GPT-NeoX blocks are parallel: attention and MLP both read resid_pre, so nothing lies between them"
-    }
-
-
-def _opt_unsupported(config: Any) -> str | None:
-    if config.do_layer_norm_before:
-        return None
-    return "this OPT normalises after each sum (do_layer_norm_before=False), so its residual stream is not a sum"
-
-
-def _sandwich(family: str, trunk: str = "model") -> Architecture:
-    return Architecture(
-        family,
-        blocks=f"{trunk}.layers",
-        final_norm=f"{trunk}.norm",
-        attn_out="post_attention_layernorm",
-        mlp_norm="pre_feedforward_layernorm",
-        mlp_out="post_feedforward_layernorm",
-    )
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    row.family: row
-    for row in (
-        Architecture("llama"),
-        Architecture("mistral"),
-        Architecture("qwen2"),
-        Architecture("qwen3"),
-        Architecture("phi3", qkv="concatenated", projections=("self_attn.qkv_proj",)),
-        _sandwich("gemma2"),
-        _sandwich("gemma3_text"),
-        _sandwich("gemma3", trunk="model.language_model"),
-        Architecture(
-            "gpt2",
-            blocks="transformer.h",
-            final_norm="transformer.ln_f",
-            attn_norm="ln_1",
-            attn="attn",
-            qkv="concatenated",
-            projections=("attn.c_attn",),
-            o="attn.c_proj",
-            attn_out="attn",
-            mlp_norm="ln_2",
-            mlp_down="mlp.c_proj",
-            refuses=lambda _config: _no_rotary("GPT-2"),
-        ),
-        Architecture(
-            "gpt_neox",
-            blocks="gpt_neox.layers",
-            final_norm="gpt_neox.final_layer_norm",
-            attn="attention",
-            qkv="interleaved",
-            projections=("attention.query_key_value",),
-            o="attention.dense",
-            attn_out="attention",
-            mlp_down="mlp.dense_4h_to_h",
-            refuses=_gpt_neox_refuses,
-        ),
-        Architecture(
-            "opt",
-            blocks="model.decoder.layers",
-            final_norm="model.decoder.final_layer_norm",
-            attn_norm="self_attn_layer_norm",
-            o="self_attn.out_proj",
-            mlp_norm="final_layer_norm",
-            mlp_down="fc2",
-            mlp_out="fc2",
-            refuses=lambda _config: _no_rotary("OPT"),
-            unsupported=_opt_unsupported,
-        ),
-    )
-}
+    def resolved(self, config: Any) -> Architecture:
+        """The row for one configuration; raises UnsupportedArchitecture with the reason where there is none."""
+        if reason := self.unsupported(config):
+            raise UnsupportedArchitecture(f"{self.family}: {reason}")
+        return replace(self, **self.variant(config))
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """The modules of one layer."""
+    """The modules of one layer, None where the family has no such part."""
 
     module: nn.Module
-    attn_norm: nn.Module
+    attn_norm: nn.Module | None
     attn: nn.Module
     projections: tuple[nn.Module, ...]
     o: nn.Module
     attn_out: nn.Module
-    mlp_norm: nn.Module
-    mlp_down: nn.Module
+    norm_after_attn: nn.Module | None
+    mlp_norm: nn.Module | None
+    mlp: nn.Module
+    mlp_down: nn.Module | None
     mlp_out: nn.Module
+    norm_after_mlp: nn.Module | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,17 +99,32 @@ class Parts:
 
     architecture: Architecture
     blocks: tuple[Block, ...]
-    final_norm: nn.Module
-    unembed: nn.Module
+    final_norm: nn.Module | None
+    unembed: nn.Module | None
     refusals: Refusals
+
+
+BLOCK_PARTS = (
+    "attn_norm",
+    "attn",
+    "o",
+    "attn_out",
+    "norm_after_attn",
+    "mlp_norm",
+    "mlp",
+    "mlp_down",
+    "mlp_out",
+    "norm_after_mlp",
+)
 
 
 def locate_parts(model: nn.Module, architecture: Architecture, config: Any) -> Parts:
     """Resolve the table row on `model`; raises UnsupportedArchitecture naming the first path that is not there."""
-    if reason := architecture.unsupported(config):
-        raise UnsupportedArchitecture(f"{architecture.family}: {reason}")
+    architecture = _on_trunk(architecture.resolved(config), model)
 
-    def find(root: nn.Module, path: str) -> nn.Module:
+    def find(root: nn.Module, path: str | None) -> Any:
+        if path is None:
+            return None
         try:
             return root.get_submodule(path)
         except AttributeError as error:
@@ -173,26 +133,81 @@ def locate_parts(model: nn.Module, architecture: Architecture, config: Any) -> P
                 f"and does not: {error}"
             ) from None
 
-    names = ("attn_norm", "attn", "o", "attn_out", "mlp_norm", "mlp_down", "mlp_out")
     blocks = tuple(
         Block(
             module=block,
             projections=tuple(find(block, path) for path in architecture.projections),
-            **{name: find(block, getattr(architecture, name)) for name in names},
+            **{name: find(block, getattr(architecture, name)) for name in BLOCK_PARTS},
         )
         for block in find(model, architecture.blocks).children()
     )
-    return Parts(
-        architecture=architecture,
-        blocks=blocks,
-        final_norm=find(model, architecture.final_norm),
-        unembed=find(model, architecture.unembed),
-        refusals={**architecture.refuses(config), **_weight_refusals(blocks[0].o)},
+    unembed = _unembedding(model, architecture)
+    refusals = {**_refusals(architecture), **_weight_refusals([block.o for block in blocks])}
+    if unembed is None:
+        refusals["logits"] = f"{type(model).__name__} has no language-model head, only hidden states to read and edit"
+    return Parts(architecture, blocks, find(model, architecture.final_norm), unembed, refusals)
+
+
+def _on_trunk(architecture: Architecture, model: nn.Module) -> Architecture:
+    """Paths as they are in a model without a head, where the trunk itself is the model."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    if getattr(model, "base_model", None) is not model or not architecture.blocks.startswith(prefix):
+        return architecture
+    norm = architecture.final_norm
+    return replace(
+        architecture,
+        blocks=architecture.blocks.removeprefix(prefix),
+        final_norm=None if norm is None else norm.removeprefix(prefix),
     )
 
 
-def _weight_refusals(o: nn.Module) -> Refusals:
-    weight = getattr(o, "weight", None)
-    if weight is None or not weight.is_floating_point() or weight.ndim != 2:
-        return {"head_out": f"W_O ({type(o).__name__}) does not hold a plain floating-point matrix to slice by head"}
-    return {"head_out": "W_O is offloaded, so it cannot be sliced by head"} if weight.is_meta else {}
+def _unembedding(model: nn.Module, architecture: Architecture) -> nn.Module | None:
+    try:
+        return model.get_submodule(architecture.unembed)
+    except AttributeError:
+        return None
+
+
+def _refusals(a: Architecture) -> dict[str, str]:
+    """Sites that the family does not have, with the reasons."""
+    refused: dict[str, str] = {}
+    if a.parallel:
+        refused["resid_mid"] = (
+            f"the blocks of {a.family} are parallel: attention and MLP both read resid_pre, so nothing lies between"
+        )
+    if a.mlp_down is None:
+        refused["mlp_post"] = (
+            f"the MLP of {a.family} is a mixture of experts: each token has neurons of its own, which are not one "
+            "tensor; mlp_out is what they add together"
+        )
+    if a.final_norm is None:
+        refused["final_norm"] = (
+            f"{a.family} normalises inside its blocks: the last resid_post is what goes into the head"
+        )
+    if not a.rotary:
+        for name in "qk":
+            refused[f"{name}_rot"] = (
+                f"{a.family} has no rotary embedding: the kernel reads the projections themselves, so use {name}"
+            )
+    if a.own_attention:
+        for name in ("q_rot", "k_rot", "pattern", "attention_stats"):
+            refused[name] = (
+                f"{a.family} computes attention inside its own module and not through transformers' attention "
+                "functions, so its kernel cannot be observed; q, k, v and z can"
+            )
+    return refused
+
+
+def _weight_refusals(outputs: list[nn.Module]) -> dict[str, str]:
+    """Why W_O cannot be sliced by head, if it cannot."""
+    for o in outputs:
+        weight = getattr(o, "weight", None)
+        plain = isinstance(o, (nn.Linear, Conv1D)) and type(weight) in (torch.Tensor, nn.Parameter)
+        if not plain or not weight.is_floating_point() or weight.itemsize < 2 or weight.ndim != 2:  # type: ignore[union-attr]
+            return {
+                "head_out": f"W_O ({type(o).__name__}) does not hold a plain floating-point matrix to slice by head; "
+                "load the model without quantisation or adapters, or read z and attn_out"
+            }
+        if weight.is_meta:  # type: ignore[union-attr]
+            return {"head_out": "W_O is offloaded or on the meta device, so it cannot be sliced by head"}
+    return {}

@@ -34,6 +34,7 @@ class KernelCall:
     softcap: float | None
     sliding_window: int | None
     sinks: Tensor | None
+    causal: bool = True
 
 
 def row_blocks(columns: Tensor, call: KernelCall) -> Iterator[Tensor]:
@@ -55,7 +56,7 @@ def attended(call: KernelCall, columns: Tensor, frame: Frame) -> AttentionRows:
 
 
 def _visible(call: KernelCall, columns: Tensor, frame: Frame) -> Tensor:
-    return visible_keys(columns + frame.start, frame.key_mask, call.sliding_window)
+    return visible_keys(columns + frame.start, frame.key_mask, call.sliding_window, causal=call.causal)
 
 
 def forced_rows(edit: Edit, call: KernelCall, columns: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:

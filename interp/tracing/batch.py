@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import index
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -31,10 +31,11 @@ Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of each prompt, unpadded, and the spans they name."""
+    """Token ids of each prompt, unpadded, the spans they name, and the segment each token belongs to (BERT)."""
 
     rows: tuple[tuple[int, ...], ...]
     spans: Spans = field(default_factory=dict)
+    token_types: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -77,25 +78,34 @@ def _rows(prompts: Any, tokenizer: Any) -> Iterator[tuple[int, ...]]:
 
 @dataclass(frozen=True, eq=False)
 class Padded:
-    """A padded batch: `input_ids` `[batch width]` after a shared prefix, `attention_mask` `[batch prefix + width]`."""
+    """A padded batch: `input_ids` `[batch width]` after a shared prefix, `attention_mask` `[batch prefix + width]`.
+
+    `first_position` is the position id of a prompt's first token.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     frame: Frame
+    first_position: int = 0
+    token_types: Tensor | None = None
 
     def inputs(self) -> dict[str, Tensor]:
         """Keyword arguments of the forward call; position ids are explicit, as families guess them differently."""
-        return {
+        inputs = {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
-            "position_ids": self.frame.positions.clamp(min=0),
+            "position_ids": self.frame.positions.clamp(min=0) + self.first_position,
         }
+        return inputs if self.token_types is None else {**inputs, "token_type_ids": self.token_types}
 
 
-def pad(encoded: Encoded, prefix: int, side: Side, pad_id: int, device: torch.device) -> Padded:
+def pad(
+    encoded: Encoded, prefix: int, side: Side, pad_id: int, device: torch.device, first_position: int = 0
+) -> Padded:
     """Pad the tokens after the first `prefix` ones to equal width on one side."""
     width = max(encoded.lengths) - prefix
     ids = torch.full((len(encoded.rows), width), pad_id, dtype=torch.long)
+    types = torch.zeros_like(ids)
     mask = torch.zeros((len(encoded.rows), prefix + width), dtype=torch.long)
     mask[:, :prefix] = 1
     offsets = torch.zeros(len(encoded.rows), dtype=torch.long)
@@ -103,6 +113,8 @@ def pad(encoded: Encoded, prefix: int, side: Side, pad_id: int, device: torch.de
         own = len(row) - prefix
         start = width - own if side == "left" else 0
         ids[i, start : start + own] = torch.tensor(row[prefix:])
+        if encoded.token_types is not None:
+            types[i, start : start + own] = torch.tensor(encoded.token_types[i])
         mask[i, prefix + start : prefix + start + own] = 1
         offsets[i] = start
     frame = Frame(
@@ -114,7 +126,8 @@ def pad(encoded: Encoded, prefix: int, side: Side, pad_id: int, device: torch.de
         key_mask=mask.bool().to(device),
         spans=encoded.spans,
     )
-    return Padded(ids.to(device), mask.to(device), frame)
+    segments = None if encoded.token_types is None else types.to(device)
+    return Padded(ids.to(device), mask.to(device), frame, first_position, segments)
 
 
 def position_columns(frame: Frame) -> Tensor:
@@ -159,6 +172,19 @@ def check_length(encoded: Encoded, context: int | None, new_tokens: int = 0) -> 
     if context is not None and longest + new_tokens > context:
         more = f" and {new_tokens} new ones" if new_tokens else ""
         raise PromptTooLong(f"a prompt of {longest} tokens{more} is longer than the model's context of {context}")
+
+
+def with_token_types(encoded: Encoded, token_types: Sequence[Sequence[int]], kinds: int | None) -> Encoded:
+    """The prompts with the segment of each token; raises BadInput where these do not fit them or the model."""
+    if not kinds:
+        raise BadInput("this model has no token types; leave token_types out")
+    types = tuple(tuple(map(int, row)) for row in token_types)
+    if [len(row) for row in types] != encoded.lengths:
+        raise BadInput(f"token_types cover {[len(row) for row in types]} tokens, the prompts have {encoded.lengths}")
+    for value in {value for row in types for value in row}:
+        if not 0 <= value < kinds:
+            raise BadInput(f"token type {value} does not exist; this model has 0 to {kinds - 1}")
+    return replace(encoded, token_types=types)
 
 
 def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:

@@ -58,12 +58,13 @@ def describe(model: Model) -> Description:
 def module_paths(a: Architecture) -> dict[str, str]:
     """The module whose input or output each site is, with `{L}` for the layer."""
     block = f"{a.blocks}.{{L}}"
+    mid = f"input of {block} + output of {block}.{a.attn_out}"
     q, k, v = a.projections if len(a.projections) == 3 else a.projections * 3
     kernel = f"attention kernel of {block}.{a.attn}"
     return {
         "embed": f"input of {a.blocks}.0",
         "resid_pre": f"input of {block}",
-        "attn_in": f"output of {block}.{a.attn_norm}",
+        "attn_in": f"input of {block}.{a.attn}",
         "q": f"output of {block}.{q}",
         "k": f"output of {block}.{k}",
         "v": f"output of {block}.{v}",
@@ -74,8 +75,8 @@ def module_paths(a: Architecture) -> dict[str, str]:
         "z": f"input of {block}.{a.o}",
         "head_out": f"z through the slices of {block}.{a.o}",
         "attn_out": f"output of {block}.{a.attn_out}",
-        "resid_mid": f"input of {block} + output of {block}.{a.attn_out}",
-        "mlp_in": f"output of {block}.{a.mlp_norm}",
+        "resid_mid": mid if a.norm_after_attn is None else f"output of {block}.{a.norm_after_attn}",
+        "mlp_in": f"input of {block}.{a.mlp}",
         "mlp_post": f"input of {block}.{a.mlp_down}",
         "mlp_out": f"output of {block}.{a.mlp_out}",
         "resid_post": f"output of {block}",

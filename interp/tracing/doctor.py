@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import SiteDidNotFire
+from interp.tracing.architectures import Block
 from interp.tracing.backends.kernel_tap import Kernel, kernel_tap
 from interp.tracing.batch import Prompts
 from interp.tracing.trace import Trace
@@ -28,16 +29,23 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 @dataclass(frozen=True)
 class Check:
-    """One equation: the largest error relative to the largest value, and whether it is within tolerance."""
+    """One equation: the largest error relative to the largest value, and whether it is within tolerance.
+
+    An equation that the model refuses a part of has no error and no tolerance; `note` is the reason.
+    """
 
     name: str
-    error: float
-    tolerance: float
+    error: float | None
+    tolerance: float = 0.0
     note: str = ""
 
     @property
     def ok(self) -> bool:
-        return self.error <= self.tolerance
+        return self.error is None or self.error <= self.tolerance
+
+    @property
+    def result(self) -> str:
+        return "refused" if self.error is None else "pass" if self.ok else "FAIL"
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Diagnosis:
 
     @property
     def frame(self) -> pd.DataFrame:
-        rows = [(c.name, c.error, c.tolerance, "pass" if c.ok else "FAIL", c.note) for c in self.checks]
+        rows = [(c.name, c.error, c.tolerance, c.result, c.note) for c in self.checks]
         return pd.DataFrame(rows, columns=["check", "relative error", "tolerance", "result", "note"])
 
     def __str__(self) -> str:
@@ -70,10 +78,12 @@ def diagnose(model: Model, prompts: Prompts | None = None) -> Diagnosis:
 
 
 def random_tokens(model: Model, length: int = 24) -> Tensor:
-    """Two seeded rows of token ids, `[2 length]`."""
+    """Two seeded rows of token ids, `[2 length]`, without the padding token: RoBERTa gives it no position."""
     length = min(length, model.spec.context or length)
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, model.spec.vocab, (2, length), generator=generator)
+    padding = getattr(model.hf.config, "pad_token_id", None)
+    ids = torch.randint(0, model.spec.vocab, (2, length), generator=generator)
+    return ids if padding is None else torch.where(ids == padding, (padding + 1) % model.spec.vocab, ids)
 
 
 def _check(name: str, got: Tensor, wanted: Tensor, note: str = "") -> Check:
@@ -82,7 +92,15 @@ def _check(name: str, got: Tensor, wanted: Tensor, note: str = "") -> Check:
     return Check(name, error, TOLERANCE.get(got.dtype, 5e-2), note)
 
 
+def _outcome(model: Model) -> str:
+    """The last thing the model computes: its logits, or the residual stream of a model without a head."""
+    return "logits" if "logits" not in model.refusals else f"resid_post.{model.spec.layers - 1}"
+
+
 def _parity(model: Model, ids: Prompts) -> Iterator[Check]:
+    if "logits" in model.refusals:
+        yield Check("logits equal a plain forward pass", None, note=model.refusals["logits"])
+        return
     traced = model.run(ids, logits="all")
     if len(set(traced.lengths.tolist())) == 1:
         plain = model.hf(traced.tokens.to(model.device)).logits
@@ -91,34 +109,46 @@ def _parity(model: Model, ids: Prompts) -> Iterator[Check]:
 
 def site_equations(model: Model, ids: Prompts) -> Iterator[Check]:
     """The equations that define the sites, at every layer."""
-    names = [n for n in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post") if n not in model.refusals]
-    trace = model.run(ids, read=[*names, "final_norm", "z"], logits="all")
+    read = ["resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post", "final_norm", "z"]
+    trace = model.run(ids, read=[name for name in read if name not in model.refusals])
     last = model.spec.layers - 1
-    for layer in range(model.spec.layers):
-        pre, post = trace[f"resid_pre.{layer}"], trace[f"resid_post.{layer}"]
-        attn, mlp = trace[f"attn_out.{layer}"], trace[f"mlp_out.{layer}"]
-        yield _check(f"resid_pre + attn_out + mlp_out = resid_post ({layer})", pre + attn + mlp, post)
+    for layer, block in enumerate(model.parts.blocks):
+        yield from _block(model, trace, layer, block)
         if layer < last:
-            yield _check(f"resid_post = next resid_pre ({layer})", post, trace[f"resid_pre.{layer + 1}"])
-    normed = model.parts.final_norm(trace[f"resid_post.{last}"])
-    yield _check("final_norm(resid_post) = final_norm", normed, trace["final_norm"])
-    yield from _order(model, ids, trace)
+            yield _check(
+                f"resid_post = next resid_pre ({layer})", trace[f"resid_post.{layer}"], trace[f"resid_pre.{layer + 1}"]
+            )
+    if model.parts.final_norm is not None:
+        normed = model.parts.final_norm(trace[f"resid_post.{last}"])
+        yield _check("final_norm(resid_post) = final_norm", normed, trace["final_norm"])
     yield from _heads(model, ids, trace)
     yield from _rows(model, ids)
 
 
-def _order(model: Model, ids: Prompts, trace: Trace) -> Iterator[Check]:
-    """resid_mid must be what the MLP's norm is given: this separates sequential from parallel blocks."""
-    if "resid_mid" in model.refusals:
-        return
-    mlp_in = model.run(ids, read="mlp_in")
-    for layer, block in enumerate(model.parts.blocks):
-        normed = block.mlp_norm(trace[f"resid_mid.{layer}"])
-        yield _check(f"norm(resid_mid) = mlp_in ({layer})", normed, mlp_in[f"mlp_in.{layer}"])
+def _block(model: Model, trace: Trace, layer: int, block: Block) -> Iterator[Check]:
+    """What is added up, and what attention and MLP are given: this separates sequential from parallel blocks."""
+    pre, attn, mlp, post = (trace[f"{name}.{layer}"] for name in ("resid_pre", "attn_out", "mlp_out", "resid_post"))
+    middle = pre
+    if "resid_mid" not in model.refusals:
+        middle = trace[f"resid_mid.{layer}"]
+        equation = f"{'resid_pre + attn_out' if block.norm_after_attn is None else 'norm(resid_pre + attn_out)'}"
+        yield _check(f"{equation} = resid_mid ({layer})", _normed(block.norm_after_attn, pre + attn), middle)
+    if block.norm_after_mlp is not None:
+        yield _check(f"norm(resid_mid + mlp_out) = resid_post ({layer})", block.norm_after_mlp(middle + mlp), post)
+    else:
+        yield _check(f"resid_pre + attn_out + mlp_out = resid_post ({layer})", pre + attn + mlp, post)
+    yield _check(f"norm(resid_pre) = attn_in ({layer})", _normed(block.attn_norm, pre), trace[f"attn_in.{layer}"])
+    name = "resid_pre" if middle is pre else "resid_mid"
+    yield _check(f"norm({name}) = mlp_in ({layer})", _normed(block.mlp_norm, middle), trace[f"mlp_in.{layer}"])
+
+
+def _normed(norm: nn.Module | None, stream: Tensor) -> Tensor:
+    return stream if norm is None else norm(stream)
 
 
 def _heads(model: Model, ids: Prompts, trace: Trace) -> Iterator[Check]:
     if "head_out" in model.refusals:
+        yield Check("sum of head_out + bias = W_O z", None, note=model.refusals["head_out"])
         return
     for layer, block in enumerate(model.parts.blocks):
         total = model.run(ids, read=f"head_out.{layer}")[f"head_out.{layer}"].sum(2)
@@ -130,6 +160,9 @@ def _heads(model: Model, ids: Prompts, trace: Trace) -> Iterator[Check]:
 
 def _rows(model: Model, ids: Prompts) -> Iterator[Check]:
     """Recomputed attention rows times values must give what the model's own kernel gives."""
+    if "pattern" in model.refusals:
+        yield Check("pattern v = kernel output", None, note=model.refusals["pattern"])
+        return
     outputs: dict[nn.Module, Tensor] = {}
 
     def record(kernel: Kernel, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -139,7 +172,7 @@ def _rows(model: Model, ids: Prompts) -> Iterator[Check]:
 
     with model.lock, kernel_tap(model.attention, {block.attn: record for block in model.parts.blocks}):
         model.run(ids)
-    rows = model.run(ids, read=["pattern", "v"], logits="last")
+    rows = model.run(ids, read=["pattern", "v", _outcome(model)])
     for layer, block in enumerate(model.parts.blocks):
         mine = gather_values(rows[f"pattern.{layer}"], rows[f"v.{layer}"].transpose(1, 2))
         if block.attn not in outputs:
@@ -151,9 +184,10 @@ def _rows(model: Model, ids: Prompts) -> Iterator[Check]:
 def _padding(model: Model) -> Iterator[Check]:
     ids = random_tokens(model)
     rows = [ids[0].tolist(), ids[1, : ids.shape[1] // 2].tolist()]
-    alone = model.run([rows[1]]).logits[0]
+    end = _outcome(model)
+    alone = model.run([rows[1]], read=end)[end][0]
     for side in ("left", "right"):
-        padded = model.run(rows, padding_side=side).logits[1]
+        padded = model.run(rows, read=end, padding_side=side)[end][1, : len(alone)]
         yield _check(f"{side}-padded = unpadded", padded, alone)
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from interp.errors import BadInput, ModelNotLoadable, UnsupportedArchitecture, choose
-from interp.tracing.architectures import ARCHITECTURES, Parts, locate_parts
+from interp.tracing.architectures import Parts, locate_parts
 from interp.tracing.backends.contract import Adopted
 from interp.tracing.doctor import first_failure, random_tokens, site_equations
+from interp.tracing.families import ARCHITECTURES
 from interp.tracing.model import Model
 from interp.tracing.spec import ModelSpec
 from interp.tracing.structure import count, recognise
@@ -58,17 +59,20 @@ def load(
         ModelNotLoadable: nothing there, no tokenizer, no safetensors weights, or weights that cannot be read.
         UnsupportedArchitecture: its parts could not be found, or do not obey the site equations.
     """
-    _check_backend(backend)
+    check_backend(backend)
     if device is not None and device_map is not None:
         raise BadInput("device and device_map exclude each other; give one")
-    from transformers import AutoModelForCausalLM
-
     source = _resolve(str(name_or_path))
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     words = _load_tokenizer(source if tokenizer is None else tokenizer, common)
     options = {"attn_implementation": attention, "device_map": device_map, "dtype": dtype}
     try:
-        hf, report = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(source, **common)
+    except Exception as error:
+        raise _not_loadable(source, "the configuration", error) from error
+    _refuse_encoder_decoder(config)
+    try:
+        hf, report = _auto_class(config).from_pretrained(
             source,
             **common,
             **{k: v for k, v in options.items() if v is not None},
@@ -102,10 +106,7 @@ def wrap(model: Any, tokenizer: Any = None, *, backend: str | None = None, name:
     whole = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or not isinstance(whole, PreTrainedConfig):
         raise UnsupportedArchitecture(f"cannot wrap a {type(model).__name__}; give a transformers language model")
-    if whole.is_encoder_decoder:
-        raise UnsupportedArchitecture(
-            f"{type(model).__name__} is an encoder-decoder; sites are defined for decoders only"
-        )
+    _refuse_encoder_decoder(whole)
     config = whole.get_text_config()
     architecture = ARCHITECTURES.get(whole.model_type) or ARCHITECTURES.get(config.model_type)
     known = architecture is not None
@@ -120,16 +121,34 @@ def wrap(model: Any, tokenizer: Any = None, *, backend: str | None = None, name:
     return wrapped if known else _proven(wrapped)
 
 
-def _check_backend(backend: str) -> None:
+def check_backend(backend: str) -> None:
+    """Refuse a name that is no backend's."""
     if backend not in BACKENDS:
         raise BadInput(f"there is no backend {backend!r}; {choose(backend, BACKENDS)}")
+
+
+def _refuse_encoder_decoder(config: Any) -> None:
+    if config.is_encoder_decoder:
+        raise UnsupportedArchitecture(
+            f"{config.model_type!r} is an encoder-decoder; sites are defined for one stack of blocks: a decoder or an "
+            "encoder"
+        )
+
+
+def _auto_class(config: Any) -> Any:
+    """transformers' loader for what the weights are: a decoder, a masked language model, or an encoder without head."""
+    architecture = ARCHITECTURES.get(config.model_type)
+    if architecture is None or architecture.causal:
+        return AutoModelForCausalLM
+    saved_as = config.architectures[0] if config.architectures else "ForMaskedLM"
+    return AutoModelForMaskedLM if saved_as.endswith(("ForMaskedLM", "ForPreTraining")) else AutoModel
 
 
 def _adopt(model: Any, backend: str | None) -> Adopted:
     """Take the object over with the backend asked for, or with the one of the library it comes from."""
     packages = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
     native = next((LIBRARIES[package] for package in LIBRARIES if package in packages), "hooks")
-    _check_backend(backend or native)
+    check_backend(backend or native)
     adopted: Adopted = import_module(BACKENDS[backend or native]).adopt(model)
     return adopted
 
@@ -175,21 +194,29 @@ def _load_tokenizer(source: Any, common: dict[str, Any]) -> Any:
 def _spec(model: nn.Module, config: Any, parts: Parts, name: str) -> ModelSpec:
     heads = count(config, "num_attention_heads")
     width = count(config, "hidden_size")
-    down = parts.blocks[0].mlp_down
+    architecture = parts.architecture
+    positions = getattr(config, "max_position_embeddings", None)
     return ModelSpec(
         name=name,
         family=str(config.model_type),
         layers=len(parts.blocks),
         heads=heads,
-        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        kv_heads=int(architecture.kv_heads or getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or width // heads),
         width=width,
-        mlp_width=down.weight.shape[0] if isinstance(down, Conv1D) else int(down.in_features),  # type: ignore[arg-type]
+        mlp_width=_mlp_width(config, parts.blocks[0].mlp_down),
         vocab=count(config, "vocab_size"),
-        context=getattr(config, "max_position_embeddings", None),
+        context=None if positions is None else positions - architecture.first_position,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         parameters=sum(p.numel() for p in model.parameters()),
     )
+
+
+def _mlp_width(config: Any, down: nn.Module | None) -> int:
+    """Neurons of the MLP, or of one expert."""
+    if down is None:
+        return int(getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
+    return down.weight.shape[0] if isinstance(down, Conv1D) else int(down.in_features)  # type: ignore[arg-type]
 
 
 def _proven(model: Model) -> Model:

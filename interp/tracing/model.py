@@ -27,6 +27,7 @@ from interp.tracing.batch import (
     in_position_order,
     pad,
     right_padded,
+    with_token_types,
 )
 from interp.tracing.describe import Description, describe
 from interp.tracing.doctor import Diagnosis, diagnose
@@ -80,14 +81,17 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the first weights are, so where inputs go."""
-        return next(p.device for p in self.hf.parameters() if p.device.type != "meta")
+        """Where the first weights are, so where inputs go; raises BadInput when there are no weights at all."""
+        for parameter in self.hf.parameters():
+            if not parameter.is_meta:
+                return parameter.device
+        raise BadInput(f"{self.spec.name} is on the meta device: it has shapes and no weights, so nothing can be run")
 
     @property
     def sliding_window(self) -> int | None:
         """Tokens some or all layers see back, None when every layer sees everything."""
         config: Any = self.hf.config
-        return getattr(config.get_text_config(), "sliding_window", None)
+        return getattr(config.get_text_config(), self.parts.architecture.window, None)
 
     @property
     def attention(self) -> str:
@@ -105,6 +109,7 @@ class Model:
         prefix: Prefix | None = None,
         grad: bool = False,
         padding_side: Side = "right",
+        token_types: Sequence[Sequence[int]] | None = None,
         materialize: bool = False,
         memory_budget: int | None = None,
     ) -> Trace:
@@ -115,12 +120,13 @@ class Model:
             read: sites (`"resid_post"` all layers, `"z.2-5"`, `"pattern.3"`) or RowFolds. Nothing else is kept.
             edits: applied in the order given; a read returns the value after the edits of its site.
             logits: `"last"` `[batch vocab]`, `"all"` or chosen positions `[batch positions vocab]` in the order of the
-                text, or None. `"auto"` is `"last"` when nothing is read, else None: then the pass stops after the last
-                site needed.
+                text, or None. `"auto"` is `"last"` when nothing is read and the model has a head, else None: then the
+                pass stops after the last site needed.
             positions: keep reads only there: int (negative from each prompt's end), several, slice or role name.
             prefix: keys and values that all prompts begin with (`prefill`); reads cover the tokens after it.
             grad: keep the graph; after `backward()`, `trace.grad(site)` is the gradient at a site that was read.
             padding_side: where unequal prompts are padded; results do not depend on it.
+            token_types: the segment of every token of every prompt (BERT's pairs of sentences); 0 by default.
             materialize: allow a `pattern` of more than `DENSE_PATTERN_LIMIT` elements a layer.
             memory_budget: bytes of activations the run may keep; half of the free memory by default.
 
@@ -129,18 +135,20 @@ class Model:
             SiteDidNotFire: a planned read or edit was never reached.
         """
         edits = _edits(edits)
-        encoded, padded = self._prepare(prompts, prefix, edits, padding_side)
+        if prefix is not None:
+            self._refuse_encoder("take a prefix")
+        encoded, padded = self._prepare(prompts, prefix, edits, padding_side, token_types=token_types)
         plan = self._plan(encoded, padded, read, edits, positions, logits=logits, grad=grad)
         self._check_memory(plan, padded, memory_budget, materialize)
         session = Session(plan, acted=prefix.edits if prefix else ())
         session.begin(padded.frame)
-        cache: dict[str, Any] = (
-            {"use_cache": False} if not prefix else {"past_key_values": prefix.cache(padded.frame.batch)}
-        )
+        cache: dict[str, Any] = {"use_cache": False} if self.parts.architecture.causal else {}
+        if prefix:
+            cache = {"past_key_values": prefix.cache(padded.frame.batch)}
         with self.lock, torch.set_grad_enabled(grad), self.backend.attached(session):
             output = self.backend.forward(session, **padded.inputs(), **cache)
         session.check()
-        return self._trace(session, encoded, padded, None if output is None else output.logits)
+        return self._trace(session, encoded, padded, None if plan.logits is None else output.logits)
 
     def generate(
         self,
@@ -165,6 +173,7 @@ class Model:
 
         Raises: as `run`; PromptTooLong also counts `max_new_tokens`.
         """
+        self._refuse_encoder("generate")
         edits = _edits(edits)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if stop and self.tokenizer is None:
@@ -191,13 +200,14 @@ class Model:
         `edits` may select only positions counted from the start, since those are what later runs share; the same Edit
         objects are given again to those runs.
         """
+        self._refuse_encoder("compute a prefix")
         edits = _edits(edits)
         for edit in edits:
             refuse_relative(edit)
         encoded, padded = self._prepare(prompt, None, edits, "right")
         if len(encoded.rows) != 1:
             raise BadInput(f"a prefix is one token sequence, not {len(encoded.rows)}")
-        session = Session(self._plan(encoded, padded, (), edits))
+        session = Session(self._plan(encoded, padded, (), edits, logits="auto"))
         session.begin(padded.frame)
         cache = DynamicCache()
         with self.lock, torch.no_grad(), self.backend.attached(session):
@@ -218,17 +228,33 @@ class Model:
         """Check this model against itself: parity with a plain pass, site equations, attention rows, padding."""
         return diagnose(self, prompts)
 
+    def _refuse_encoder(self, what: str) -> None:
+        if not self.parts.architecture.causal:
+            raise BadInput(
+                f"{self.spec.name} cannot {what}: it is an encoder ({self.spec.family}), whose tokens see both what "
+                "comes before and after them; run() reads and edits it"
+            )
+
     def _prepare(
-        self, prompts: Prompts, prefix: Prefix | None, edits: Sequence[Edit], side: Side, new_tokens: int = 0
+        self,
+        prompts: Prompts,
+        prefix: Prefix | None,
+        edits: Sequence[Edit],
+        side: Side,
+        new_tokens: int = 0,
+        token_types: Sequence[Sequence[int]] | None = None,
     ) -> tuple[Encoded, Padded]:
         if self.hf.training:
             raise BadInput("the model is in training mode, so dropout is on; call model.hf.eval() first")
         encoded = encode(prompts, self.tokenizer)
+        if token_types is not None:
+            encoded = with_token_types(encoded, token_types, getattr(self.hf.config, "type_vocab_size", None))
         check_tokens(encoded, self.spec.vocab)
         check_length(encoded, self.spec.context, new_tokens)
         if prefix is not None:
             prefix.check(self.hf, encoded)
-        padded = pad(encoded, len(prefix) if prefix else 0, side, self._pad_id(), self.device)
+        first = self.parts.architecture.first_position
+        padded = pad(encoded, len(prefix) if prefix else 0, side, self._pad_id(), self.device, first)
         if prefix:
             prefix.check_edits(edits, padded.frame)
             if self.sliding_window is not None and bool(padded.frame.offsets.any()):
@@ -251,6 +277,10 @@ class Model:
         computed: int = 0,
     ) -> Plan:
         """Everything about a request that can be refused before it runs; `computed` tokens follow the prompts."""
+        if "logits" in self.refusals:
+            if logits is not None and logits != "auto":
+                raise SiteUnavailable("logits", self.refusals["logits"])
+            logits = None
         plan = make_plan(
             self.spec,
             self.refusals,
@@ -261,6 +291,8 @@ class Model:
             batch=len(encoded.rows),
             grad=grad,
         )
+        if plan.folds and "pattern" in self.refusals:
+            raise SiteUnavailable(plan.folds[0].name, self.refusals["pattern"])
         for edit in edits:
             check_positions(edit.positions, edit.rows, encoded.lengths, encoded.spans, computed)
             if "donor" in edit.tensors:

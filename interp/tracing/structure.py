@@ -45,7 +45,8 @@ def recognise(model: nn.Module, config: Any) -> Architecture:
         o=f"{attn}.{_child(block.get_submodule(attn), OUTPUT, family, f'{path}.N.{attn}')}",
         attn_out="post_attention_layernorm" if sandwich else attn,
         mlp_norm="pre_feedforward_layernorm" if sandwich else _child(block, MLP_NORM, family, path),
-        mlp_down=f"{mlp}.{_child(block.get_submodule(mlp), DOWN, family, f'{path}.N.{mlp}')}",
+        mlp=mlp,
+        mlp_down=_down(model.get_submodule(path), mlp, family, path),
         mlp_out="post_feedforward_layernorm" if sandwich else mlp,
     )
 
@@ -71,6 +72,14 @@ def _projections(attn: nn.Module, family: str, where: str) -> tuple[str, ...]:
         if names.issuperset(candidate):
             return candidate
     raise _not_found(family, f"no separate query, key and value projections in {where}", attn)
+
+
+def _down(blocks: nn.Module, mlp: str, family: str, path: str) -> str | None:
+    """The projection that neurons go through; None where some MLP is a mixture of experts."""
+    mlps = [block.get_submodule(mlp) for block in blocks.children()]
+    if any(hasattr(module, "experts") for module in mlps):
+        return None
+    return f"{mlp}.{_child(mlps[0], DOWN, family, f'{path}.N.{mlp}')}"
 
 
 def _child(module: nn.Module, candidates: Iterable[str], family: str, where: str) -> str:

@@ -42,18 +42,19 @@ def slice_view(start: int, width: int, head_dim: int) -> View:
     return View(lambda raw: rearrange(raw[..., start : start + width], "... (h d) -> ... h d", d=head_dim), put)
 
 
-def interleaved_view(index: int, head_dim: int) -> View:
-    """One of q, k, v stored side by side for each head: `[... (heads 3 dim)]`."""
+def interleaved_view(first: int, count: int, group: int, head_dim: int) -> View:
+    """Heads `first` to `first + count` of every key/value head's own `group`: its queries, its key and its value."""
 
     def split(raw: Tensor) -> Tensor:
-        return rearrange(raw, "... (h c d) -> ... h c d", c=3, d=head_dim)
+        return rearrange(raw, "... (g c d) -> ... g c d", c=group, d=head_dim)
 
     def put(raw: Tensor, value: Tensor) -> Tensor:
-        parts = list(split(raw).unbind(-2))
-        parts[index] = value
-        return rearrange(torch.stack(parts, dim=-2), "... h c d -> ... (h c d)")
+        parts = split(raw)
+        middle = rearrange(value, "... (g c) d -> ... g c d", c=count)
+        whole = torch.cat([parts[..., :first, :], middle, parts[..., first + count :, :]], dim=-2)
+        return rearrange(whole, "... g c d -> ... (g c d)")
 
-    return View(lambda raw: split(raw)[..., index, :], put)
+    return View(lambda raw: rearrange(split(raw)[..., first : first + count, :], "... g c d -> ... (g c) d"), put)
 
 
 def qkv_views(layout: QKV, heads: int, kv_heads: int, head_dim: int) -> list[tuple[str, int, View]]:
@@ -61,7 +62,9 @@ def qkv_views(layout: QKV, heads: int, kv_heads: int, head_dim: int) -> list[tup
     if layout == "separate":
         return [(name, i, heads_view(head_dim)) for i, name in enumerate("qkv")]
     if layout == "interleaved":
-        return [(name, 0, interleaved_view(i, head_dim)) for i, name in enumerate("qkv")]
+        queries = heads // kv_heads
+        sizes = (("q", 0, queries), ("k", queries, 1), ("v", queries + 1, 1))
+        return [(name, 0, interleaved_view(first, count, queries + 2, head_dim)) for name, first, count in sizes]
     q_width, kv_width = heads * head_dim, kv_heads * head_dim
     starts = (("q", 0, q_width), ("k", q_width, kv_width), ("v", q_width + kv_width, kv_width))
     return [(name, 0, slice_view(start, width, head_dim)) for name, start, width in starts]

@@ -5,6 +5,7 @@ Every attention implementation stays in place. Hooks live exactly as long as the
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -96,18 +97,20 @@ class Attachment:
             self._attach_mlp(layer, block)
             if self.session.plan.uses_kernel(layer):
                 handlers[block.attn] = self._kernel_handler(layer)
-        self._on_output(self.parts.final_norm, "final_norm", None)
-        self.before(self.parts.unembed, self._narrow)
+        if self.parts.final_norm is not None:
+            self._on_output(self.parts.final_norm, "final_norm", None)
+        if self.parts.unembed is not None:
+            self.before(self.parts.unembed, self._narrow)
         return handlers
 
-    def _narrow(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _narrow(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Unembed only the positions whose logits are kept; a vocabulary is wide."""
-        return _with_argument(args, kwargs, self.session.narrow(_argument(args, kwargs)))
+        return _with_argument(module, args, kwargs, self.session.narrow(_argument(module, args, kwargs)))
 
     def _attach_attention(self, layer: int, block: Block) -> None:
         spec, architecture = self.spec, self.parts.architecture
         self._on_input(block.module, "resid_pre", layer)
-        self._on_output(block.attn_norm, "attn_in", layer)
+        self._on_input(block.attn, "attn_in", layer)
         for name, index, view in qkv_views(architecture.qkv, spec.heads, spec.kv_heads, spec.head_dim):
             self._on_output(block.projections[index], name, layer, view)
         self._on_input(block.o, "z", layer, heads_view(spec.head_dim))
@@ -117,8 +120,9 @@ class Attachment:
 
     def _attach_mlp(self, layer: int, block: Block) -> None:
         flat = unflattened_view(lambda: self.session.frame.batch)
-        self._on_output(block.mlp_norm, "mlp_in", layer, flat)
-        self._on_input(block.mlp_down, "mlp_post", layer, flat)
+        self._on_input(block.mlp, "mlp_in", layer, flat)
+        if block.mlp_down is not None:
+            self._on_input(block.mlp_down, "mlp_post", layer, flat)
         self._on_output(block.mlp_out, "mlp_out", layer, flat)
         self._on_output(block.module, "resid_post", layer)
 
@@ -134,13 +138,13 @@ class Attachment:
             return
 
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            raw = _argument(args, kwargs)
+            raw = _argument(module, args, kwargs)
             new = raw if raw.requires_grad or not require_grad else raw.detach().requires_grad_()
             if self.session.plan.touches(name, layer):
                 value = view.get(new)
                 seen = self.session.visit(name, layer, value)
                 new = new if seen is value else view.put(new, seen)
-            return None if new is raw else _with_argument(args, kwargs, new)
+            return None if new is raw else _with_argument(module, args, kwargs, new)
 
         self.before(module, hook)
 
@@ -150,21 +154,26 @@ class Attachment:
             def change(raw: Tensor) -> Tensor:
                 value = view.get(raw)
                 new = self.session.visit(name, layer, value)
-                return raw if new is value else view.put(raw, new)
+                raw = raw if new is value else view.put(raw, new)
+                return raw.clone() if name in self.parts.architecture.overwrites else raw
 
             self.after(module, _output_hook(change))
 
     def _attach_resid_mid(self, layer: int, block: Block) -> None:
         """Edit the residual stream itself, not only the branch that the MLP normalises.
 
-        `resid_mid` is formed inside the block's own code, so the change is carried by `attn_out`.
+        `resid_mid` is formed inside the block's own code, so the change is carried by `attn_out`; where a norm follows
+        the sum, its output is the residual stream.
         """
+        if block.norm_after_attn is not None:
+            self._on_output(block.norm_after_attn, "resid_mid", layer)
+            return
         if not self.session.plan.touches("resid_mid", layer):
             return
         resid: list[Tensor] = []
 
         def remember(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            resid[:] = [_argument(args, kwargs)]
+            resid[:] = [_argument(block.module, args, kwargs)]
 
         def change(attn_out: Tensor) -> Tensor:
             pre = resid.pop().to(attn_out.device)
@@ -183,7 +192,7 @@ class Attachment:
         written: list[Tensor] = []
 
         def remember(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            written[:] = [_argument(args, kwargs)]
+            written[:] = [_argument(block.o, args, kwargs)]
 
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
             z = rearrange(written.pop(), "b t (h d) -> b t h d", d=self.spec.head_dim)
@@ -214,6 +223,7 @@ class Attachment:
                 softcap=kwargs.get("softcap"),
                 sliding_window=kwargs.get("sliding_window"),
                 sinks=kwargs.get("s_aux"),
+                causal=self.parts.architecture.causal,
             )
             session.read_rows(call)
             z, weights = kernel(module, q, k, v, mask, **kwargs)
@@ -230,28 +240,32 @@ class Attachment:
         self.stack.callback(module.register_forward_hook(hook).remove)
 
 
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden states a module is called with: its first argument, or the one of that name."""
-    if args:
-        return args[0]
-    if "hidden_states" not in kwargs:
-        raise SiteDidNotFire(
-            f"a module is called with {', '.join(kwargs)} and no hidden_states, so nothing can be read"
-        )
-    return kwargs["hidden_states"]
+def _argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states a module is called with: its first argument, by position or by name."""
+    return args[0] if args else kwargs[_first_parameter(module, kwargs)]
 
 
-def _with_argument(args: tuple[Any, ...], kwargs: dict[str, Any], new: Tensor) -> tuple[Any, Any]:
-    return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+def _with_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], new: Tensor) -> tuple[Any, Any]:
+    return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, _first_parameter(module, kwargs): new})
+
+
+def _first_parameter(module: nn.Module, kwargs: dict[str, Any]) -> str:
+    first = next(iter(inspect.signature(module.forward).parameters), "")
+    for name in (first, "hidden_states"):
+        if name in kwargs:
+            return name
+    raise SiteDidNotFire(
+        f"{type(module).__name__} is called with {', '.join(kwargs)}, none of which is known to be the hidden states"
+    )
 
 
 def _output_hook(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     """A forward hook that changes a module's output, or the first element of an output tuple."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
+        if isinstance(output, (tuple, list)):
             new = change(output[0])
-            return None if new is output[0] else (new, *output[1:])
+            return None if new is output[0] else type(output)((new, *output[1:]))
         new = change(output)
         return None if new is output else new
 
