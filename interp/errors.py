@@ -12,6 +12,7 @@ WorkbenchError                      exit code 1
 │   ├── UnreadableFile              a file that does not hold what it should
 │   └── UnwritableOutput            nothing can be written there
 ├── SiteDidNotFire                  a planned read or edit that the forward pass never reached
+├── RemoteUnavailable               a remote service without a key, without an answer, or with a refusal
 └── NoTestPassed                    the analysis ran, and no test passed its gate
 """
 
@@ -76,6 +77,10 @@ class UnwritableOutput(BadInput):
 
 class SiteDidNotFire(WorkbenchError):
     """A planned read or edit that the forward pass never reached."""
+
+
+class RemoteUnavailable(WorkbenchError):
+    """A remote service that cannot be used: no key for it, no answer from it, or a run that failed there."""
 
 
 class NoTestPassed(WorkbenchError):

@@ -15,18 +15,31 @@ from interp.tracing.frame import Frame, select
 
 def apply_edit(edit: Edit, value: Tensor, frame: Frame) -> tuple[Tensor, bool]:
     """The edited `value` `[batch width ...]` and whether anything was selected in this call."""
+    chosen = selected(edit, frame)
+    hit = bool(chosen.any())
+    return (edited(edit, value, frame, chosen) if hit else value), hit
+
+
+def selected(edit: Edit, frame: Frame) -> Tensor:
+    """Columns of the call where the edit acts, `[batch width]` bool."""
     chosen = select(edit.positions, edit.rows, frame)
     if "donor" in edit.tensors:
         chosen &= frame.positions < donor_lengths(edit, frame.batch).to(chosen.device)[:, None]
-    if not bool(chosen.any()):
-        return value, False
+    return chosen
+
+
+def edited(edit: Edit, value: Tensor, frame: Frame, chosen: Tensor) -> Tensor:
+    """`value` `[batch width ...]` with the edit made at the `chosen` columns.
+
+    What it uses travels to remote servers as source (`backends/nnsight_remote.py`), so it is plain functions of torch.
+    """
     head = edit.site.head
     target = value if head is None else value[:, :, head]
     chosen = chosen.to(value.device).reshape(*chosen.shape, *([1] * (target.ndim - 2)))
     new = torch.where(chosen, KINDS[edit.kind](edit, target, frame).to(value.dtype), target)
     if head is not None:
         new = torch.cat([value[:, :, :head], new[:, :, None], value[:, :, head + 1 :]], dim=2)
-    return new, True
+    return new
 
 
 def _here(edit: Edit, name: str, value: Tensor) -> Tensor:

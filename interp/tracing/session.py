@@ -7,7 +7,7 @@ knows afterwards whether everything planned has happened.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -100,11 +100,26 @@ class Session:
             return value
         return None if self._columns is None else gather_columns(value, self._columns)
 
+    @property
+    def columns(self) -> Tensor | None:
+        """The columns of this call that reads keep, `[batch kept]`; None when it computes none of them."""
+        return self._columns
+
+    @property
+    def logit_columns(self) -> Tensor | None:
+        """The columns of this call whose logits are computed, `[batch kept]`; None for all of them."""
+        return None if self.plan.touches("logits", None) else self._logit_columns
+
+    def received(self, values: Mapping[Site, Tensor], acted: Iterable[Edit]) -> None:
+        """What a pass computed elsewhere: values at `columns` of the sites read there, and the edits that acted."""
+        for site, value in values.items():
+            self._keep(site, value)
+        self._hit.update(map(id, acted))
+
     def narrow(self, hidden: Tensor) -> Tensor:
         """Of what is about to be unembedded, only the columns whose logits are kept, `[batch kept width]`."""
-        if self._logit_columns is None or self.plan.touches("logits", None):
-            return hidden
-        return gather_columns(hidden, self._logit_columns)
+        columns = self.logit_columns
+        return hidden if columns is None else gather_columns(hidden, columns)
 
     def kept_logits(self, logits: Tensor, order: Order) -> Tensor | None:
         """`[batch vocab]` for `"last"`, else `[batch positions vocab]`."""
