@@ -24,10 +24,12 @@ from interp.tracing.structure import count, recognise
 BACKENDS = {
     "hooks": "interp.tracing.backends.hooks",
     "nnsight": "interp.tracing.backends.nnsight",
+    "transformer_lens": "interp.tracing.backends.transformer_lens",
 }
 """Each backend's module, whose `adopt` takes an object over; imported when first used."""
 LIBRARIES: dict[str, str] = {
     "nnsight": "nnsight",
+    "transformer_lens": "transformer_lens",
 }
 """The package an object's class comes from, and the backend that runs on such objects natively."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -42,6 +42,17 @@ def kernel_tap(implementation: str, handlers: Mapping[nn.Module, Handler]) -> It
         _uninstall(implementation)
 
 
+def is_tapped(module: nn.Module) -> bool:
+    """Whether somebody waits for the attention calls of this module."""
+    return id(module) in _handlers
+
+
+def show(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, output: Tensor) -> Tensor:
+    """Show a handler of `module` attention that was computed elsewhere; what the handler makes of its output."""
+    handler = _handlers.get(id(module))
+    return output if handler is None else handler(lambda *_args, **_kwargs: (output, None), module, q, k, v, None)[0]
+
+
 def _install(name: str) -> None:
     with _lock:
         _users[name] = _users.get(name, 0) + 1
