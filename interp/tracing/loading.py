@@ -32,6 +32,8 @@ LIBRARIES: dict[str, str] = {
     "transformer_lens": "transformer_lens",
 }
 """The package an object's class comes from, and the backend that runs on such objects natively."""
+REMOTE = {"nnsight": "interp.tracing.backends.nnsight_remote"}
+"""Backends that can also run models on a remote service, and the module that does."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -48,6 +50,7 @@ def load(
     revision: str | None = None,
     tokenizer: Any = None,
     trust_remote_code: bool = False,
+    remote: bool = False,
 ) -> Model:
     """Load a bundled model (`"pocket"`), a local folder or a hub id.
 
@@ -55,17 +58,23 @@ def load(
         attention: transformers' attention implementation (`"sdpa"`, `"eager"`, `"flex_attention"`, …); its default
         otherwise. dtype: `"auto"` keeps the checkpoint's. device: the first GPU if there is one, else the CPU;
         exclusive with `device_map`, which spreads the model (accelerate). tokenizer: a folder or hub id (or tokenizer
-        object) when the model's own folder has none.
+        object) when the model's own folder has none. remote: the model stays on the remote service of
+        `backend="nnsight"` (NDIF); no weights are loaded here.
 
     Raises:
         ModelNotLoadable: nothing there, no tokenizer, no safetensors weights, or weights that cannot be read.
         UnsupportedArchitecture: its parts could not be found, or do not obey the site equations.
+        RemoteUnavailable: there is no key for the remote service, or nobody answers.
     """
     check_backend(backend)
     if device is not None and device_map is not None:
         raise BadInput("device and device_map exclude each other; give one")
-    source = _resolve(str(name_or_path))
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if remote:
+        if device is not None or device_map is not None or dtype != "auto":
+            raise BadInput("device, device_map and dtype are the remote service's own choice; leave them out")
+        return _load_remote(str(name_or_path), tokenizer, backend, {**common, "attn_implementation": attention})
+    source = _resolve(str(name_or_path))
     words = _load_tokenizer(source if tokenizer is None else tokenizer, common)
     options = {"attn_implementation": attention, "device_map": device_map, "dtype": dtype}
     try:
@@ -92,18 +101,34 @@ def load(
     return wrap(hf.eval().requires_grad_(False), tokenizer=words, backend=backend, name=name)
 
 
-def wrap(model: Any, tokenizer: Any = None, *, backend: str | None = None, name: str | None = None) -> Model:
+def _load_remote(name: str, tokenizer: Any, backend: str, options: dict[str, Any]) -> Model:
+    """The model of a hub id as the remote service of a backend has it."""
+    service = import_module(_home(backend, remote=True))
+    service.check()
+    if Path(name).exists() or not HUB_ID.fullmatch(name):
+        raise ModelNotLoadable(f"{name} is no hub id, and a remote service knows models by nothing else")
+    common = {key: options[key] for key in ("revision", "trust_remote_code")}
+    words = _load_tokenizer(name if tokenizer is None else tokenizer, common)
+    return wrap(service.skeleton(name, words, options), backend=backend, name=name, remote=True)
+
+
+def wrap(
+    model: Any, tokenizer: Any = None, *, backend: str | None = None, name: str | None = None, remote: bool = False
+) -> Model:
     """A `Model` over a language model object that is already in memory; the object itself is not changed.
 
     Args:
         model: a transformers model, or an object of another library that a backend runs on natively.
         backend: `"hooks"`, …; the one the object belongs to by default.
+        remote: run on the remote service of nnsight (NDIF) what an nnsight model of a hub id names.
 
-    Raises UnsupportedArchitecture for objects and families that cannot be traced, saying what is missing.
+    Raises UnsupportedArchitecture for objects and families that cannot be traced, saying what is missing;
+    RemoteUnavailable without a key for the remote service, or when nobody answers.
     """
     if isinstance(model, Model):
+        remote = remote or model.remote
         model, tokenizer = model.backend_object, model.tokenizer if tokenizer is None else tokenizer
-    adopted = _adopt(model, backend)
+    adopted = _adopt(model, backend, remote)
     model, tokenizer = adopted.hf, adopted.tokenizer if tokenizer is None else tokenizer
     whole = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or not isinstance(whole, PreTrainedConfig):
@@ -119,6 +144,10 @@ def wrap(model: Any, tokenizer: Any = None, *, backend: str | None = None, name:
         parts,
         name or _display_name(getattr(config, "_name_or_path", "")) or type(model).__name__,
     )
+    if remote and not known:
+        raise UnsupportedArchitecture(
+            f"the family {spec.family!r} is not in the table, and its structure cannot be proven without weights here"
+        )
     wrapped = Model(model, parts, spec, tokenizer, adopted.build(parts, spec))
     return wrapped if known else _proven(wrapped)
 
@@ -146,12 +175,19 @@ def _auto_class(config: Any) -> Any:
     return AutoModelForMaskedLM if saved_as.endswith(("ForMaskedLM", "ForPreTraining")) else AutoModel
 
 
-def _adopt(model: Any, backend: str | None) -> Adopted:
+def _home(backend: str, remote: bool) -> str:
+    """The module of a backend, here or on its remote service."""
+    check_backend(backend)
+    if remote and backend not in REMOTE:
+        raise BadInput(f"the {backend} backend has no remote service; {choose(backend, REMOTE)}")
+    return REMOTE[backend] if remote else BACKENDS[backend]
+
+
+def _adopt(model: Any, backend: str | None, remote: bool) -> Adopted:
     """Take the object over with the backend asked for, or with the one of the library it comes from."""
     packages = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
     native = next((LIBRARIES[package] for package in LIBRARIES if package in packages), "hooks")
-    check_backend(backend or native)
-    adopted: Adopted = import_module(BACKENDS[backend or native]).adopt(model)
+    adopted: Adopted = import_module(_home(backend or native, remote)).adopt(model)
     return adopted
 
 

@@ -80,8 +80,15 @@ class Model:
         return {**self.parts.refusals, **self.backend.refusals}
 
     @property
+    def remote(self) -> bool:
+        """Whether the weights are on a remote service, and here is only the shape of the model."""
+        return getattr(self.backend, "remote", False)
+
+    @property
     def device(self) -> torch.device:
         """Where the first weights are, so where inputs go; raises BadInput when there are no weights at all."""
+        if self.remote:
+            return torch.device("cpu")
         for parameter in self.hf.parameters():
             if not parameter.is_meta:
                 return parameter.device
@@ -226,6 +233,8 @@ class Model:
 
     def doctor(self, prompts: Prompts | None = None) -> Diagnosis:
         """Check this model against itself: parity with a plain pass, site equations, attention rows, padding."""
+        if self.remote:
+            raise BadInput("the weights are on a remote service, so the model cannot be checked against itself here")
         return diagnose(self, prompts)
 
     def _refuse_encoder(self, what: str) -> None:

@@ -24,7 +24,8 @@ from interp.tracing.backends.kernel_tap import kernel_tap
 from interp.tracing.session import Session, StopForward
 from interp.tracing.spec import ModelSpec
 
-Place = tuple[nn.Module, Literal["in", "out"]]
+Side = Literal["in", "out"]
+Place = tuple[nn.Module, Side]
 """Where a forward pass enters or leaves a module."""
 
 
@@ -121,7 +122,7 @@ class Stop(NamedTuple):
     """A hook, and where in the forward pass a trace waits to call it."""
 
     module: nn.Module
-    side: Literal["in", "out"]
+    side: Side
     hook: Callable[..., Any]
 
 
@@ -157,10 +158,13 @@ def execution_order(hf: nn.Module) -> dict[Place, int]:
     def left(module: nn.Module, _args: Any, _output: Any) -> None:
         order.setdefault((module, "out"), len(order))
 
-    device = next(p.device for p in hf.parameters() if not p.is_meta)
+    device = next((p.device for p in hf.parameters() if not p.is_meta), torch.device("meta"))
+    inputs = {"input_ids": torch.zeros((1, 1), dtype=torch.long, device=device)}
+    if device.type == "meta":  # without values to look at, a mask must be whole already
+        inputs["attention_mask"] = torch.zeros((1, 1, 1, 1), device=device)
     with ExitStack() as stack, torch.no_grad():
         for module in hf.modules():
             stack.callback(module.register_forward_pre_hook(entered).remove)
             stack.callback(module.register_forward_hook(left).remove)
-        hf(torch.zeros((1, 1), dtype=torch.long, device=device))
+        hf(**inputs)
     return order
