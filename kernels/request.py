@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.errors import InvalidRequest
 from kernels.patterns import HeadKind
-from kernels.types import AttentionStats, CaptureSpec, HeadGates, HeadPlan, MaskSpec
+from kernels.types import AttentionStats, CaptureSpec, ExtraKeys, HeadGates, HeadPlan, MaskSpec
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -128,6 +128,20 @@ class Request:
     def extra_keys(self) -> int:
         """How many keys the plan adds beside the cached ones."""
         return 0 if self.plan is None or self.plan.extra is None else self.plan.extra.k.shape[2]
+
+    @cached_property
+    def beside(self) -> ExtraKeys | None:
+        """What takes part in the softmax beside the cached keys: the plan's extra keys, sink logits as keys of 0."""
+        parts = [] if self.plan is None or self.plan.extra is None else [self.plan.extra]
+        if self.mask.sinks is not None:
+            k, v = (x.new_zeros(1, self.kv_heads, 1, x.shape[3]) for x in (self.k, self.v))
+            parts.append(ExtraKeys(k, v, self.mask.sinks[None, :, None]))
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        whole = [(x.expand(self.batch, -1, -1, -1) for x in (part.k, part.v)) for part in parts]
+        k, v = (torch.cat(x, dim=2) for x in zip(*whole, strict=True))
+        counts = [part.log_count.expand(self.batch, -1, -1) for part in parts]
+        return ExtraKeys(k, v, torch.cat(counts, dim=2))
 
     @property
     def phase(self) -> str:

@@ -116,10 +116,11 @@ class MaskSpec:
         real = attention_mask.bool()
         if real.ndim != 2:
             raise InvalidRequest(f"attention_mask has shape {list(real.shape)}; it takes [batch, keys]")
-        starts = real.int().argmax(-1) + others.get("kv_offset", 0)
-        columns = torch.arange(real.shape[1], device=real.device) + others.get("kv_offset", 0)
-        is_left = torch.equal(real, columns >= starts[:, None])
-        return cls(starts=starts, key_mask=None if is_left else real, **others)
+        if bool(real.all()):
+            return cls(**others)
+        starts = real.int().argmax(-1)
+        is_left = torch.equal(real, torch.arange(real.shape[1], device=real.device) >= starts[:, None])
+        return cls(starts=starts + others.get("kv_offset", 0), key_mask=None if is_left else real, **others)
 
 
 @dataclass(frozen=True, eq=False)
