@@ -23,6 +23,7 @@ class Description:
     backend: str
     attention: str
     frame: pd.DataFrame
+    remark: str = ""
 
     def __str__(self) -> str:
         s = self.spec
@@ -30,6 +31,7 @@ class Description:
             f"{s.name}: {s.family}, {s.layers} layers, {s.heads} heads ({s.kv_heads} key/value), "
             f"head width {s.head_dim}, width {s.width}, MLP {s.mlp_width}, vocabulary {s.vocab}, "
             f"context {s.context}, {s.dtype}; {self.backend} backend, {self.attention} attention"
+            f"{self.remark and f' ({self.remark})'}"
         )
         return f"{head}\n{self.frame.to_string(index=False)}"
 
@@ -52,7 +54,8 @@ def describe(model: Model) -> Description:
                 "meaning": site.meaning,
             }
         )
-    return Description(model.spec, model.backend.name, model.attention, pd.DataFrame(rows))
+    remark = getattr(model.backend, "remark", "")
+    return Description(model.spec, model.backend.name, model.attention, pd.DataFrame(rows), remark)
 
 
 def module_paths(a: Architecture) -> dict[str, str]:

@@ -52,7 +52,7 @@ def adopt(model: Any) -> Adopted:
             f"{type(model).__name__}"
         )
     bridge = _boot(model)
-    return Adopted(model, None, lambda parts, spec: TransformerLensBackend(bridge, model, parts, spec))
+    return Adopted(model, None, lambda parts, spec: TransformerLensBackend(bridge, model, model, parts, spec))
 
 
 def _adopt_bridge(bridge: Any) -> Adopted:
@@ -65,9 +65,9 @@ def _adopt_bridge(bridge: Any) -> Adopted:
         raise UnsupportedArchitecture(reason)
     if bridge not in _plain:
         _plain[bridge] = plain_modules(inside)
-    return Adopted(
-        _plain[bridge], bridge.tokenizer, lambda parts, spec: TransformerLensBackend(bridge, bridge, parts, spec)
-    )
+        _plain[bridge].config.output_attentions = False  # type: ignore[union-attr]  # which boot_transformers sets
+    hf = _plain[bridge]
+    return Adopted(hf, bridge.tokenizer, lambda parts, spec: TransformerLensBackend(bridge, bridge, hf, parts, spec))
 
 
 def _not_raw(bridge: Any) -> str | None:
@@ -136,15 +136,15 @@ def plain_modules(model: nn.Module) -> nn.Module:
 
 
 class TransformerLensBackend:
-    """Runs sessions on `bridge` through its hook points; `original` is what the caller gave."""
+    """Runs sessions on `bridge` through its hook points; `original` is what the caller gave, `hf` the plain model."""
 
     name = "transformer_lens"
     attention = "eager"
-    """Always: a bridge computes attention itself."""
 
-    def __init__(self, bridge: Any, original: Any, parts: Parts, spec: ModelSpec) -> None:
+    def __init__(self, bridge: Any, original: Any, hf: nn.Module, parts: Parts, spec: ModelSpec) -> None:
         self.bridge = bridge
         self.original = original
+        self.hf = hf
         self.parts = parts
         self.spec = spec
         self.points = points_of(parts)
@@ -163,6 +163,15 @@ class TransformerLensBackend:
             refused |= dict.fromkeys(("q_rot", "k_rot", "pattern", "attention_stats"), reason)
         return {name: reason for name, reason in refused.items() if name not in self.parts.refusals}
 
+    @property
+    def remark(self) -> str:
+        """What runs on this backend differ in."""
+        shared = {parameter.untyped_storage().data_ptr() for parameter in self.hf.parameters()}
+        inside = self.bridge.original_model.parameters()
+        copied = sum(p.numel() for p in inside if p.untyped_storage().data_ptr() not in shared)
+        split = f"; {copied:,} parameters of fused projections are held a second time, split" if copied else ""
+        return f"a TransformerBridge always computes eager attention, itself{split}"
+
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         """Add the session's hooks to the bridge beside those that are there; only they are taken away again."""
@@ -180,7 +189,7 @@ class TransformerLensBackend:
         """One forward call inside `attached`; an output with `logits`, or None when the session stopped it early."""
         self.cache = inputs.get("past_key_values")
         try:
-            logits = self.bridge(inputs.pop("input_ids"), return_type="logits", **inputs)
+            logits = self.bridge(inputs.pop("input_ids"), return_type="logits", output_attentions=False, **inputs)
         except StopForward:
             return None
         if self.unembedding_is_watched:
