@@ -69,6 +69,8 @@ def load(
     check_backend(backend)
     if device is not None and device_map is not None:
         raise BadInput("device and device_map exclude each other; give one")
+    if backend == "transformer_lens" and attention not in (None, "eager"):
+        raise BadInput(f"a TransformerBridge always computes eager attention, so attention={attention!r} cannot be had")
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     if remote:
         if device is not None or device_map is not None or dtype != "auto":
