@@ -14,7 +14,7 @@ from interp.tasks.prompts import PromptSet
 from interp.tracing.frame import Positions
 from interp.tracing.sites import SITES
 from kernels.types import AttentionStats
-from tests.families import CONTEXT, SDPA, prompts, ragged
+from tests.families import CONTEXT, NO_SDPA, OWN_ATTENTION, REPRESENTATIVES, SDPA, prompts, ragged
 from tests.tracing.test_reads import REFUSED, close, tensors
 
 
@@ -24,10 +24,12 @@ def test_padded_prompts_read_what_each_reads_alone(
     family: str, side: str, attention: str, model_of: Callable[..., interp.Model]
 ) -> None:
     if attention == "sdpa" and family not in SDPA:
-        pytest.skip("stock SDPA cannot soft-cap")
+        pytest.skip(NO_SDPA[family])
     model, rows = model_of(family, attention), ragged()
     names = [n for n in SITES if n not in REFUSED.get(family, ())]
-    edits = [interp.scale("z.0.1", -2.0), interp.attend("pattern.0.0", "uniform"), interp.attend("pattern.1.2", -2)]
+    edits = [interp.scale("z.0.1", -2.0)]
+    if "pattern" in names:
+        edits += [interp.attend("pattern.0.0", "uniform"), interp.attend("pattern.1.2", -2)]
     together = model.run(rows, read=names, edits=edits, logits="all", padding_side=side)  # type: ignore[arg-type]
     assert together.lengths.tolist() == [len(row) for row in rows]
     for i, row in enumerate(rows):
@@ -89,6 +91,7 @@ def test_edited_logits_are_kept_edited(model: interp.Model) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("positions", [2, -1, (0, -2), slice(-3, None), "S2"])
+@pytest.mark.parametrize("family", REPRESENTATIVES, indirect=True)
 def test_reads_at_positions_are_slices_of_the_whole(model: interp.Model, family: str, side: str, positions) -> None:
     rows = ragged()
     texts = tuple(" ".join(f"w{t}" for t in row) for row in rows)
@@ -143,8 +146,12 @@ def test_prompts_that_cannot_be_run_are_refused(llama: interp.Model, prompts_: o
         llama.run(prompts_)  # type: ignore[arg-type]
 
 
-def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(model: interp.Model) -> None:
+def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(model: interp.Model, family: str) -> None:
     model.run(prompts(1, CONTEXT))
+    if family == "bloom":
+        assert model.spec.context is None
+        model.run(prompts(1, CONTEXT + 1))
+        return
     with pytest.raises(PromptTooLong, match=f"{CONTEXT + 1} tokens is longer than the model's context of {CONTEXT}"):
         model.run(prompts(1, CONTEXT + 1))
 
@@ -173,6 +180,7 @@ def test_a_trace_gives_heads_stacks_and_membership(llama: interp.Model) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", [f for f in REPRESENTATIVES if f not in OWN_ATTENTION], indirect=True)
 def test_folds_reduce_dense_patterns_whatever_the_block_size(
     model: interp.Model, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import interp
 from interp.errors import BadInput, UnknownSite
 from interp.tasks.prompts import PromptSet
 from interp.tracing.sites import SITES
-from tests.families import WINDOW, prompts
+from tests.families import ENCODERS, FAMILIES, WINDOW, prompts
 from tests.tracing.handwritten import HandModel
 from tests.tracing.test_reads import REFUSED, close
 
@@ -61,20 +61,24 @@ def test_an_edit_of_one_head_leaves_the_others_alone(model: interp.Model, family
         if SITES[name].heads is None or name in REFUSED.get(family, ()):
             continue
 
-        def change(x: Tensor) -> Tensor:
+        heads = model.spec.heads if SITES[name].heads == "query" else model.spec.kv_heads
+        head = min(1, heads - 1)
+
+        def change(x: Tensor, head: int = head) -> Tensor:
             x = x.clone()
-            x[:, :, 1] *= -0.6
+            x[:, :, head] *= -0.6
             return x
 
         site = site_of(name, layer=0)
-        assert_equals_by_hand(model, ids, interp.scale(f"{site}.1", -0.6), {site: change}, site)
+        assert_equals_by_hand(model, ids, interp.scale(f"{site}.{head}", -0.6), {site: change}, site)
 
 
 def test_resid_mid_edits_reach_the_residual_stream_and_not_only_the_mlp(model: interp.Model, family: str) -> None:
-    if family == "gpt_neox":
+    if "resid_mid" in REFUSED.get(family, ()):
         pytest.skip("parallel blocks have no resid_mid")
     trace = model.run(prompts(), read=["resid_post.0", "mlp_out.0"], edits=interp.zero("resid_mid.0"))
-    close(trace["resid_post.0"], trace["mlp_out.0"])
+    norm = model.parts.blocks[0].norm_after_mlp
+    close(trace["resid_post.0"], trace["mlp_out.0"] if norm is None else norm(trace["mlp_out.0"]))
 
 
 KIND_SITES = ["embed", "resid_pre.1", "k.0.1", "q_rot.1.3", "z.1.2", "z.0", "head_out.1.0", "resid_mid.0", "mlp_post.1"]
@@ -99,7 +103,7 @@ def on_head(site: str, f: Callable[[Tensor], Tensor]) -> dict[str, Callable[[Ten
 
 
 @pytest.mark.parametrize("site", KIND_SITES)
-@pytest.mark.parametrize("family", ["llama", "gemma3"], indirect=True)
+@pytest.mark.parametrize("family", ["llama", "gemma3", "modernbert"], indirect=True)
 def test_every_kind_of_edit_equals_its_definition(model: interp.Model, site: str) -> None:
     ids, others = prompts(), prompts(seed=9)
     shape = features(model, site)
@@ -195,6 +199,16 @@ def test_edits_of_different_sites_compose(model: interp.Model) -> None:
     assert_equals_by_hand(model, prompts(), edits, changes)
 
 
+def visible(model: interp.Model, family: str, layer: int) -> Tensor:
+    """Which keys each of twelve queries sees."""
+    distance = torch.arange(12)[:, None] - torch.arange(12)
+    types = getattr(model.hf.config, "layer_types", None)
+    slides = family in ("mistral", "mixtral") if types is None else types[layer] == "sliding_attention"
+    if family in ENCODERS:
+        return distance.abs() <= (WINDOW // 2 if slides else 12)
+    return (distance >= 0) & (distance < (WINDOW if slides else 12))
+
+
 def forced(to: object, visible: Tensor) -> Callable[[Tensor], Tensor]:
     """Attention rows spread evenly over `to` where it can be seen."""
     target = visible.clone() if to == "uniform" else torch.zeros_like(visible)
@@ -206,15 +220,11 @@ def forced(to: object, visible: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("to", ["uniform", 3, (1, -4)])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if "pattern" not in REFUSED.get(f, ())], indirect=True)
 def test_attend_forces_rows_of_a_head_and_of_a_layer(model: interp.Model, family: str, to: object) -> None:
     ids = prompts()
-    distance = torch.arange(12)[:, None] - torch.arange(12)
-    causal = distance >= 0
-    windowed = causal & (distance < WINDOW)
-    types = getattr(model.hf.config, "layer_types", None)
-    slides = [family == "mistral"] * 2 if types is None else [t == "sliding_attention" for t in types]
     for layer in (0, 1):
-        change = forced(to, windowed if slides[layer] else causal)
+        change = forced(to, visible(model, family, layer))
 
         def one_head(pattern: Tensor, change: Callable = change) -> Tensor:
             return torch.cat([pattern[:, :2], change(pattern)[:, 2:3], pattern[:, 3:]], dim=1)
