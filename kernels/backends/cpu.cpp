@@ -80,7 +80,6 @@ constexpr int kPanel = 16;  // keys, or output columns, in two registers
 constexpr int kGroup = 6;   // rows whose 6 x 16 accumulators fill twelve of the sixteen registers
 constexpr int kRows = 192;  // rows of an item: packing a tile of keys is shared by so many
 constexpr int kStrip = 24;  // rows that go through a tile together, so that a panel of keys is loaded once for them
-constexpr int kFew = 4;     // up to so many rows, transposing the keys costs more than it saves
 
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 constexpr float kLowest = -1e30f;  // the maximum of no scores: finite, so that -inf - kLowest is no NaN
@@ -220,27 +219,6 @@ constexpr ScorePanel kScorePanel[] = {nullptr,        score_panel<1>, score_pane
                                       score_panel<4>, score_panel<5>, score_panel<6>};
 constexpr AddValues kAddValues[] = {nullptr,       add_values<1>, add_values<2>, add_values<3>,
                                     add_values<4>, add_values<5>, add_values<6>};
-
-// Eight sums of eight lanes each, as one vector.
-inline Vec sums_of(const Vec x[8]) {
-    const Vec a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
-    const Vec b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
-    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
-}
-
-// Scores of a few rows with eight keys, straight from the rows of K.
-void score_few(const float *q, int rows, const float *const keys[8], int64_t dim, float *scores) {
-    for (int r = 0; r < rows; r++) {
-        Vec sum[8];
-        for (auto &x : sum) x = _mm256_setzero_ps();
-        for (int64_t d = 0; d < dim; d += 8) {
-            const Vec x = _mm256_load_ps(q + r * dim + d);
-#pragma GCC unroll 8
-            for (int j = 0; j < 8; j++) sum[j] = _mm256_fmadd_ps(x, _mm256_loadu_ps(keys[j] + d), sum[j]);
-        }
-        _mm256_store_ps(scores + r * kTile, sums_of(sum));
-    }
-}
 
 // Eight rows of eight floats to their transpose, eight rows kPanel apart.
 void transpose8(const float *const rows[8], int64_t column, float *to) {
@@ -496,7 +474,7 @@ class Worker {
 
   private:
     const Request &r;
-    bool shaped_, few_, measured_;
+    bool shaped_, measured_;
     Row rows_[kRows];
     Tile tile_;
     Buffer<float> q_, out_, k_, k_rows_, v_rows_, zeros_, mass_, span_weight_;
@@ -520,7 +498,6 @@ class Worker {
 
     void begin(const Item &item) {
         const int64_t n = item.rows();
-        few_ = n <= kFew;
         measured_ = false;
         const int8_t kind = kind_of(r, item.b, item.head);
         const int64_t plan = item.b * r.plan_b + item.head;
@@ -553,16 +530,12 @@ class Worker {
         past_.clear();
     }
 
-    // q is kept as [group][dim][kGroup], or as rows for the few.
+    // q is kept as [group][dim][kGroup].
     void load_query(const Item &item, int64_t i, float factor) {
         const int64_t from = item.b * r.q_b + rows_[i].head * r.q_h + rows_[i].t * r.q_t;
         alignas(32) float eight[8];
         for (int64_t d = 0; d < r.dim; d += 8) {
             const Vec x = _mm256_mul_ps(load_as_float(r.q, from + d, r.dtype), splat(factor));
-            if (few_) {
-                _mm256_store_ps(q_ + i * r.dim + d, x);
-                continue;
-            }
             _mm256_store_ps(eight, x);
             float *to = q_ + i / kGroup * kGroup * r.dim + d * kGroup + i % kGroup;
             for (int lane = 0; lane < 8; lane++) to[lane * kGroup] = eight[lane];
@@ -630,12 +603,10 @@ class Worker {
         return {copy, dim};
     }
 
-    const float *key_row(const Matrix &k, int j) { return j < tile_.count ? k.data + j * k.stride : zeros_; }
-
     void pack_keys(const Matrix &k) {
         for (int j = 0; j < tile_.count; j += 8) {
             const float *eight[8];
-            for (int i = 0; i < 8; i++) eight[i] = key_row(k, j + i);
+            for (int i = 0; i < 8; i++) eight[i] = j + i < tile_.count ? k.data + (j + i) * k.stride : zeros_;
             float *to = k_ + j / kPanel * kPanel * r.dim + j % kPanel;
             for (int64_t d = 0; d < r.dim; d += 8) transpose8(eight, d, to + d * kPanel);
         }
@@ -655,7 +626,7 @@ class Worker {
         const Matrix k = rows_of(r.k, item.b * r.k_b + kv * r.k_h, r.k_t, r.dim, k_rows_);
         const Matrix v = rows_of(r.v, item.b * r.v_b + kv * r.v_h, r.v_t, r.v_dim, v_rows_);
         const int n = int(item.rows());
-        if (!few_) pack_keys(k);
+        pack_keys(k);
         if (r.column_sums && measured_) remember_tile();
         for (int first = 0; first < n; first += kStrip) meet(k, v, first, std::min(n, first + kStrip));
     }
@@ -685,21 +656,13 @@ class Worker {
     void meet(const Matrix &k, const Matrix &v, int first, int last) {
         Range panels[kStrip / kGroup];
         for (int g = first; g < last; g += kGroup) panels[(g - first) / kGroup] = panels_seen(g, std::min(last, g + kGroup));
-        if (few_) {
-            for (int64_t j = panels[0].begin * kPanel; j < panels[0].end * kPanel; j += 8) {
-                const float *eight[8];
-                for (int i = 0; i < 8; i++) eight[i] = key_row(k, int(j) + i);
-                score_few(q_, last, eight, r.dim, &score_[0][j]);
+        for (int64_t panel = 0; panel < kTile / kPanel; panel++)
+            for (int g = first; g < last; g += kGroup) {
+                const Range &seen = panels[(g - first) / kGroup];
+                if (panel >= seen.begin && panel < seen.end)
+                    kScorePanel[std::min(kGroup, last - g)](q_ + g * r.dim, k_ + panel * kPanel * r.dim, r.dim,
+                                                            &score_[g - first][panel * kPanel]);
             }
-        } else {
-            for (int64_t panel = 0; panel < kTile / kPanel; panel++)
-                for (int g = first; g < last; g += kGroup) {
-                    const Range &seen = panels[(g - first) / kGroup];
-                    if (panel >= seen.begin && panel < seen.end)
-                        kScorePanel[std::min(kGroup, last - g)](q_ + g * r.dim, k_ + panel * kPanel * r.dim, r.dim,
-                                                                &score_[g - first][panel * kPanel]);
-                }
-        }
         for (int g = first; g < last; g += kGroup) {
             const Range &seen = panels[(g - first) / kGroup];
             const int n = std::min(kGroup, last - g), begin = int(seen.begin * kPanel), end = int(seen.end * kPanel);
@@ -895,9 +858,9 @@ class Worker {
         const int64_t at = row.head / (r.heads / r.kv_heads) * r.extras + e;
         const float *k = r.extra_k + item.b * r.extra_k_b + at * r.dim;
         const float *v = r.extra_v + item.b * r.extra_v_b + at * r.v_dim;
-        const float *q = few_ ? q_ + i * r.dim : q_ + i / kGroup * kGroup * r.dim + i % kGroup;
+        const float *q = q_ + i / kGroup * kGroup * r.dim + i % kGroup;
         float score = 0.f;
-        for (int64_t d = 0; d < r.dim; d++) score += q[few_ ? d : d * kGroup] * k[d];
+        for (int64_t d = 0; d < r.dim; d++) score += q[d * kGroup] * k[d];
         admit(score * row.factor + log_count * kLog2e, v);
     }
 

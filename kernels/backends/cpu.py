@@ -220,16 +220,14 @@ class Call:
 
     def _set_capture(self, capture: CaptureSpec) -> None:
         r, c = self.request, self.c
-        assert r.rows is not None
         rows = r.rows
+        assert rows is not None
         c.captured = rows.shape[1]
+        # Of a query asked for twice, one row of the statistics is written, and read twice.
         slots = torch.full((r.batch, r.queries), -1, dtype=torch.int32)
-        slots.scatter_(1, rows, torch.arange(c.captured, dtype=torch.int32).expand_as(rows))
-        # Of a query asked for twice, one slot is written and both are read from it.
-        self.slot_of = slots.gather(1, rows).long()
+        self.slot = slots.scatter_(1, rows, torch.arange(c.captured, dtype=torch.int32).expand_as(rows))
         c.slots_b = r.queries
         self._point("slots", slots)
-        self._point("times", torch.zeros(slots.shape).scatter_add_(1, rows, torch.ones(rows.shape)))
         shape = (r.batch, r.heads, c.captured)
         nothing = float("-inf")
 
@@ -253,7 +251,9 @@ class Call:
             measure(True, "topk_key", *shape, c.topk, fill=-1, dtype=torch.int64)
             measure(True, "topk_probability", *shape, c.topk)
         c.strips = STRIPS if capture.column_sums else 0
-        measure(capture.column_sums, "column_sums", STRIPS, r.batch, r.heads, r.keys)
+        if capture.column_sums:
+            measure(True, "column_sums", STRIPS, r.batch, r.heads, r.keys)
+            self._point("times", torch.zeros(slots.shape).scatter_add_(1, rows, torch.ones(rows.shape)))
 
     def stats(self) -> AttentionStats | None:
         if self.request.capture is None:
@@ -263,9 +263,9 @@ class Call:
         if "topk_key" in measured:
             measured["topk"] = measured.pop("topk_key")
         stats = AttentionStats(**measured)
-        if self.request.capture.rows != "all":
-            index = self.slot_of
-            stats = stats.by_row(lambda x: torch.stack([x[b].index_select(1, index[b]) for b in range(len(x))]))
+        if isinstance(self.request.capture.rows, Tensor) and (rows := self.request.rows) is not None:
+            slot = self.slot.gather(1, rows)
+            stats = stats.by_row(lambda x: torch.stack([x[b].index_select(1, slot[b]) for b in range(len(x))]))
         return stats if columns is None else replace(stats, column_sums=columns.sum(0))
 
 
