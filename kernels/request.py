@@ -66,6 +66,10 @@ class Request:
         _check_tensors(q, k, v)
         mask = mask or MaskSpec()
         if mask.q_offset is None:
+            if k.shape[2] + mask.kv_offset < q.shape[2]:
+                raise InvalidRequest(
+                    f"{q.shape[2]} queries, {k.shape[2]} keys: the last query cannot be at the last key; give q_offset"
+                )
             mask = replace(mask, q_offset=mask.kv_offset + k.shape[2] - q.shape[2])
         if mask.scale is None:
             mask = replace(mask, scale=q.shape[3] ** -0.5)
@@ -228,10 +232,6 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 def _check_mask(request: Request) -> None:
     mask, batch = request.mask, request.batch
-    if request.q_offset < 0:
-        raise InvalidRequest(
-            f"{request.queries} queries, {request.keys} keys: the last query cannot be at the last key; give q_offset"
-        )
     for name, value in (("alibi", mask.alibi), ("sinks", mask.sinks)):
         if value is not None and len(value) != request.heads:
             raise InvalidRequest(f"MaskSpec.{name} has {len(value)} entries for {request.heads} heads")

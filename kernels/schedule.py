@@ -82,7 +82,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     """Entries `[..., n, d]` of `x` `[..., m, d]` at ascending indices; a view where they are consecutive."""
     if len(index) and int(index[-1]) - int(index[0]) + 1 == len(index):
         return x[:, :, int(index[0]) : int(index[-1]) + 1]
-    return x[:, :, index]
+    return x.index_select(2, index)
 
 
 def of_rows(values: Tensor, rows: tuple[int, ...]) -> Tensor:
@@ -118,11 +118,11 @@ def pieces(request: Request, group: Group, queries: Tensor, size: int) -> Iterat
 
 
 def _columns(request: Request, pattern: Pattern, queries: Tensor) -> Tensor:
-    """Every column that one of the queries may see; a few that none sees may be among them."""
+    """Every column that one of the queries may see, at least one; a few that none sees may be among them."""
     mask, first = request.mask, request.mask.kv_offset
     earliest, latest = int(queries[0]) + request.q_offset, int(queries[-1]) + request.q_offset
     end = min(latest + 1 - first, request.keys) if mask.causal else request.keys
-    wanted = torch.zeros(max(0, end), dtype=torch.bool)
+    wanted = torch.zeros(max(1, end), dtype=torch.bool)
 
     def want(position: int, stop: int) -> None:
         wanted[max(0, position - first) : max(0, stop - first)] = True
@@ -145,4 +145,6 @@ def _columns(request: Request, pattern: Pattern, queries: Tensor) -> Tensor:
         wanted[: max(0, earliest - mask.window + 1 - first)] = False
     if mask.starts is not None:
         wanted[: max(0, int(sequence_starts(request, queries[None]).min()) - first)] = False
+    if not bool(wanted.any()):
+        wanted[0] = True
     return wanted.nonzero()[:, 0].to(queries.device)

@@ -11,6 +11,7 @@ Positions are absolute: query i of a call is at `q_offset + i`, key j at `kv_off
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -28,14 +29,14 @@ Spec = TypeVar("Spec")
 
 def on_device(spec: Spec, device: torch.device | str) -> Spec:
     """The same specification with its tensors on `device`."""
-    changes: dict[str, Any] = {}
+    moved = copy(spec)  # not made anew: what was checked once is not checked again
     for field in fields(spec):  # type: ignore[arg-type]
         value = getattr(spec, field.name)
         if isinstance(value, Tensor):
-            changes[field.name] = value.to(device)
+            object.__setattr__(moved, field.name, value.to(device))
         elif is_dataclass(value):
-            changes[field.name] = on_device(value, device)
-    return replace(spec, **changes)  # type: ignore[type-var]
+            object.__setattr__(moved, field.name, on_device(value, device))
+    return moved
 
 
 def _ranks(owner: str, name: str, value: Tensor | None, *ranks: int) -> None:

@@ -117,8 +117,6 @@ def _attend(request: Request, piece: Piece, plain: bool) -> tuple[Tensor, Tensor
     if beside is not None:
         more = (piece.of_keys(x, request, columns=False).to(k.dtype) for x in (beside.k, beside.v))
         k, v = (torch.cat([x, y.expand(len(x), -1, -1, -1)], dim=2) for x, y in zip((k, v), more, strict=True))
-    if k.shape[2] == 0:
-        return q.new_zeros(*q.shape[:3], v.shape[3]), q.new_full(q.shape[:3], -torch.inf, dtype=request.precise), 0
     dead = None if bias is None else (bias == -torch.inf).all(-1, keepdim=True)
     bias = bias if dead is None or bias is None else bias.masked_fill(dead, 0.0)
     if softcap is not None or (bias is not None and bias.requires_grad):
