@@ -93,18 +93,21 @@ def _check(name: str, got: Tensor, wanted: Tensor, note: str = "") -> Check:
 
 
 def _outcome(model: Model) -> str:
-    """The last thing the model computes: its logits, or the residual stream of a model without a head."""
-    return "logits" if "logits" not in model.refusals else f"resid_post.{model.spec.layers - 1}"
+    """The last thing the model computes: its logits or, without a head, its hidden states."""
+    last = ("logits", "final_norm", f"resid_post.{model.spec.layers - 1}")
+    return next(site for site in last if site not in model.refusals)
 
 
 def _parity(model: Model, ids: Prompts) -> Iterator[Check]:
-    if "logits" in model.refusals:
-        yield Check("logits equal a plain forward pass", None, note=model.refusals["logits"])
-        return
-    traced = model.run(ids, logits="all")
+    end = _outcome(model)
+    traced = model.run(ids, read=end)
     if len(set(traced.lengths.tolist())) == 1:
-        plain = model.hf(traced.tokens.to(model.device)).logits
-        yield _check("logits equal a plain forward pass", traced.logits, plain)
+        tokens = traced.tokens.to(model.device)
+        if end == "logits":
+            yield _check("logits equal a plain forward pass", traced[end], model.hf(tokens).logits)
+        else:
+            plain = model.hf.base_model(tokens).last_hidden_state  # type: ignore[operator]
+            yield _check("hidden states equal a plain forward pass", traced[end], plain)
 
 
 def site_equations(model: Model, ids: Prompts) -> Iterator[Check]:
