@@ -14,7 +14,7 @@ from tests.families import prompts, ragged
 from tests.tracing.handwritten import HandModel
 
 SITES = ["embed", "resid_pre.0", "resid_pre.1", "resid_mid.0", "z.0", "z.1", "q.0", "k.1", "v.0", "attn_out.0"]
-SITES += ["head_out.0", "mlp_post.1", "resid_post.1", "final_norm"]
+SITES += ["attn_in.0", "head_out.0", "mlp_in.1", "mlp_post.1", "mlp_out.0", "resid_post.1", "final_norm"]
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,16 @@ def score(logits: Tensor) -> Tensor:
     return (logits[:, -1, 3:9].tanh() * torch.arange(6.0, dtype=logits.dtype)).sum()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox_sequential", "gemma2"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", "gpt_neox_sequential", "gemma2", "olmo2", "gpt_oss", "falcon", "bloom", "opt", "bert"]
+)
 def test_gradients_equal_those_through_the_hand_written_model(precise: Callable, family: str) -> None:
     """On a model whose parameters require no gradient, as `load` leaves them."""
     model, ids = precise(family), prompts()
-    trace = model.run(ids, read=SITES, logits="all", grad=True)
+    sites = [site for site in SITES if site.split(".")[0] not in model.refusals]
+    trace = model.run(ids, read=sites, logits="all", grad=True)
     score(trace.logits).backward()
-    for site in SITES:
+    for site in sites:
         leaf: list[Tensor] = []
 
         def keep(value: Tensor, leaf: list[Tensor] = leaf) -> Tensor:
