@@ -403,8 +403,8 @@ template <typename T>
 class Buffer {
   public:
     void grow(size_t count) {
-        if (count <= size_) return;
-        const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+        if (data_ && count <= size_) return;
+        const size_t bytes = (count * sizeof(T) + 64) / 64 * 64;  // never none
         data_.reset(static_cast<T *>(std::aligned_alloc(64, bytes)));
         if (!data_) throw std::bad_alloc();
         size_ = count;
@@ -475,6 +475,7 @@ class Worker {
   private:
     const Request &r;
     bool shaped_, measured_;
+    Range common_;  // columns that the mask shows to every row
     Row rows_[kRows];
     Tile tile_;
     Buffer<float> q_, out_, k_, k_rows_, v_rows_, zeros_, mass_, span_weight_;
@@ -499,6 +500,7 @@ class Worker {
     void begin(const Item &item) {
         const int64_t n = item.rows();
         measured_ = false;
+        common_ = {0, r.keys};
         const int8_t kind = kind_of(r, item.b, item.head);
         const int64_t plan = item.b * r.plan_b + item.head;
         for (int64_t i = 0; i < n; i++) {
@@ -508,6 +510,7 @@ class Worker {
             row.slot = r.captured ? r.slots[item.b * r.slots_b + row.t] : -1;
             measured_ |= row.slot >= 0;
             const Range range = shown(r, item.b, row.t);
+            common_ = {std::max(common_.begin, range.begin), std::min(common_.end, range.end)};
             row.begin = int32_t(range.begin), row.end = int32_t(std::max<int64_t>(range.end, 0));
             row.position = int32_t(column_of(r, row.t));
             row.sink_end = row.near = row.begin;
@@ -554,8 +557,9 @@ class Worker {
             }
             while (mark < listed_.size() && listed_[mark].end <= at) mark++;
             const bool listed = mark < listed_.size() && listed_[mark].begin <= at;
-            t.column[t.count] = int32_t(at++);
-            t.listed[t.count++] = listed ? -1 : 0;
+            int64_t stop = std::min(seen_[range].end, at + kTile - t.count);
+            if (mark < listed_.size()) stop = std::min(stop, listed ? listed_[mark].end : listed_[mark].begin);
+            for (; at < stop; at++, t.count++) t.column[t.count] = int32_t(at), t.listed[t.count] = listed ? -1 : 0;
             t.all_listed &= listed, t.any_listed |= listed;
         }
         if (!t.count) return false;
@@ -645,7 +649,12 @@ class Worker {
         return {begin / kPanel, (end + kPanel - 1) / kPanel};
     }
 
+    // The work of a dry run.
     void count(const Item &item) {
+        if (tile_.all_listed && tile_.first() >= common_.begin && tile_.last() < common_.end) {
+            scores += (tile_.count + kPanel - 1) / kPanel * kPanel * item.rows();
+            return;
+        }
         for (int g = 0, n = int(item.rows()); g < n; g += kGroup) {
             const Range seen = panels_seen(g, std::min(n, g + kGroup));
             scores += std::max<int64_t>(0, seen.end - seen.begin) * kPanel * std::min(kGroup, n - g);
