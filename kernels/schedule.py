@@ -114,10 +114,10 @@ def pieces(request: Request, group: Group, queries: Tensor, size: int) -> Iterat
     # Pieces end where positions are a multiple of their size, so that a piece's queries share blocks.
     number = (queries + request.q_offset) // size
     for part in queries.split(torch.unique_consecutive(number, return_counts=True)[1].tolist()):
-        yield Piece(group, part, _columns(request, group.pattern, part))
+        yield Piece(group, part, columns_seen(request, group.pattern, part))
 
 
-def _columns(request: Request, pattern: Pattern, queries: Tensor) -> Tensor:
+def columns_seen(request: Request, pattern: Pattern, queries: Tensor) -> Tensor:
     """Every column that one of the queries may see, at least one; a few that none sees may be among them."""
     mask, first = request.mask, request.mask.kv_offset
     earliest, latest = int(queries[0]) + request.q_offset, int(queries[-1]) + request.q_offset

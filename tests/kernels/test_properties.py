@@ -65,14 +65,14 @@ def plans(draw: st.DrawFn) -> Case:
     return Case("drawn", 4, heads, queries, cached + queries, dim=16, batch=batch, mask=mask, plan=plan)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(case=plans())
 def test_any_plan_is_computed_exactly(case: Case) -> None:
     got, _ = same("sdpa", case.request(capture=EVERYTHING))
     assert got.flops == _predicted(case.request(capture=EVERYTHING), "sdpa")
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(case=plans())
 def test_every_query_sees_what_its_pattern_lists_and_nothing_twice(case: Case) -> None:
     """With values that name the keys and equal scores, the output says which keys were seen, and how often."""
@@ -89,7 +89,7 @@ def test_every_query_sees_what_its_pattern_lists_and_nothing_twice(case: Case) -
 
 
 @given(case=plans())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_a_plan_gives_its_patterns_back_and_is_cut_by_head(case: Case) -> None:
     plan = case.plan
     assert plan is not None
@@ -222,8 +222,10 @@ def test_chosen_rows_are_the_rows_of_all(backend: str) -> None:
                 wanted = getattr(every, name)[b][:, rows[b] if rows.ndim == 2 else rows]
                 torch.testing.assert_close(getattr(some, name)[b], wanted)
             torch.testing.assert_close(getattr(last, name), getattr(every, name)[:, :, -1:])
-    # Column sums are over the captured rows: the rows one by one give the sum of all.
-    parts = [attend(case, backend, capture=replace(EVERYTHING, rows=torch.tensor([i])))[1] for i in range(40)]
+    # Column sums are over the captured rows: any division of the rows gives the sum of all.
+    parts = [
+        attend(case, backend, capture=replace(EVERYTHING, rows=rows))[1] for rows in torch.arange(40).split([1, 22, 17])
+    ]
     torch.testing.assert_close(sum(part.column_sums for part in parts), every.column_sums)
 
 
