@@ -98,7 +98,7 @@ class Model:
     def sliding_window(self) -> int | None:
         """Tokens some or all layers see back, None when every layer sees everything."""
         config: Any = self.hf.config
-        return getattr(config.get_text_config(), self.parts.architecture.window, None)
+        return getattr(config.get_text_config(), self.parts.architecture.window, None) or None
 
     @property
     def attention(self) -> str:

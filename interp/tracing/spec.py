@@ -50,6 +50,8 @@ def fingerprint(model: nn.Module, config: Any) -> str:
     settings = {k: v for k, v in config.to_diff_dict().items() if k not in _RUNTIME_KEYS}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if type(tensor) not in (torch.Tensor, nn.Parameter):
+            raise BadInput(f"{name} is packed ({type(tensor).__name__}), so its bytes cannot be read for a fingerprint")
         if tensor.is_meta:
             raise BadInput(f"the weights of {name} are offloaded; a model whole in memory has a fingerprint")
         flat = tensor.detach().to("cpu").contiguous().flatten()

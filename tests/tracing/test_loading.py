@@ -56,6 +56,8 @@ def test_the_specification_has_the_model_s_numbers(family: str, model: interp.Mo
         assert spec.mlp_width == model.run(prompts(1, 2), read="mlp_post.0")["mlp_post.0"].shape[-1]
     assert spec.parameters == sum(p.numel() for p in model.hf.parameters())
     assert spec.context == (None if family == "bloom" else 96)
+    local = "mistral mixtral gemma2 gemma3 gpt_oss gpt_neo cohere2".split()
+    assert model.sliding_window == (6 if family in local else 3 if family == "modernbert" else None)
     assert (spec.family, spec.dtype) == (FAMILIES[family][0], "float32")
 
 
@@ -352,24 +354,68 @@ def test_offloaded_weights_have_no_fingerprint_and_no_head_outputs() -> None:
         model.run(prompts(), read="head_out.1")
 
 
-def test_quantised_output_weights_refuse_head_outputs_only() -> None:
+class Quantised(nn.Module):
+    """Weights in another form than a matrix of floats, as quantisation libraries hold them."""
+
+    def __init__(self, exact: nn.Linear, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.exact = exact
+        self.register_buffer("weight", weight)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.exact(z)
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(3, dtype=torch.uint8), torch.zeros(64, 128)])
+def test_quantised_output_weights_refuse_head_outputs_only(weight: torch.Tensor) -> None:
     hf = build("llama")
-    attention = hf.model.layers[0].self_attn
-    exact = attention.o_proj
-
-    class Quantised(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("weight", torch.zeros(3, dtype=torch.uint8))
-
-        def forward(self, z: torch.Tensor) -> torch.Tensor:
-            return exact(z)
-
-    attention.o_proj = Quantised()
+    attention = hf.model.layers[1].self_attn
+    attention.o_proj = Quantised(attention.o_proj, weight)
     model = interp.wrap(hf)
-    with pytest.raises(SiteUnavailable, match=r"W_O \(Quantised\) does not hold"):
+    with pytest.raises(
+        SiteUnavailable, match=r"W_O \(Quantised\) does not hold .* load the model without quantisation"
+    ):
         model.run(prompts(), read="head_out.0")
     close(model.run(prompts(), edits=interp.scale("z.0.1", 2.0)).logits, _reference(interp.scale("z.0.1", 2.0)))
+    assert model.doctor().ok
+
+
+def test_weights_of_eight_bits_are_no_matrix_to_slice() -> None:
+    hf = build("llama")
+    hf.model.layers[0].self_attn.o_proj.to(torch.float8_e4m3fn)
+    assert "does not hold a plain floating-point matrix" in interp.wrap(hf).refusals["head_out"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated")
+def test_a_quantised_model_is_traced_except_where_weights_are_read() -> None:
+    exact = interp.wrap(build("llama"))
+    quantization = pytest.importorskip("torch.ao.quantization")
+    model = interp.wrap(quantization.quantize_dynamic(build("llama"), {nn.Linear}))
+    plain, rough = (m.run(prompts(), read="resid_post.1")["resid_post.1"] for m in (exact, model))
+    assert 0 < (plain - rough).norm() < 0.2 * plain.norm()
+    edited = model.run(prompts(), read="resid_post.1", edits=interp.zero("z.0.1"))["resid_post.1"]
+    assert (edited - rough).abs().max() > 1e-2
+    diagnosis = model.doctor()
+    refused = diagnosis.frame[diagnosis.frame["result"] == "refused"]
+    assert list(refused["check"]) == ["sum of head_out + bias = W_O z"]
+    with pytest.raises(SiteUnavailable, match="does not hold a plain floating-point matrix"):
+        model.run(prompts(), read="head_out.0")
+    with pytest.raises(BadInput, match=r"is packed \(.*\), so its bytes cannot be read"):
+        model.fingerprint  # noqa: B018
+
+
+def test_a_model_on_the_meta_device_has_shapes_and_says_that_it_cannot_run() -> None:
+    with torch.device("meta"):
+        model = interp.wrap(
+            AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **FAMILIES["llama"][1])).eval()
+        )
+    assert model.spec.heads == 4
+    assert "meta device" in model.describe().frame.set_index("site").loc["head_out.L", "reason"]
+    for call in (lambda: model.run(prompts()), lambda: model.generate(prompts()), lambda: model.prefill(prompts(1))):
+        with pytest.raises(BadInput, match="LlamaForCausalLM is on the meta device: it has shapes and no weights"):
+            call()
+    with pytest.raises(BadInput, match="a model whole in memory has a fingerprint"):
+        model.fingerprint  # noqa: B018
 
 
 def _reference(edit: interp.Edit) -> torch.Tensor:
