@@ -194,7 +194,7 @@ def _adopt(model: Any, backend: str | None, remote: bool) -> Adopted:
     native = next((LIBRARIES[package] for package in LIBRARIES if package in packages), "hooks")
     if native != "hooks" and backend not in (None, native):
         raise BadInput(
-            f"a {type(model).__name__} runs on the {native} backend; for {backend} give the transformers model inside it"
+            f"{type(model).__name__} runs on the {native} backend; for {backend} give the transformers model inside it"
         )
     adopted: Adopted = import_module(_home(backend or native, remote)).adopt(model)
     return adopted
@@ -263,8 +263,7 @@ def _mlp_width(config: Any, down: nn.Module | None) -> int:
     """Neurons of the MLP, or of one expert."""
     if down is None:
         return int(getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
-    width = down.weight.shape[0] if isinstance(down, Conv1D) else getattr(down, "in_features", None)
-    return int(width or count(config, "intermediate_size"))
+    return down.weight.shape[0] if isinstance(down, Conv1D) else int(down.in_features)  # type: ignore[arg-type]
 
 
 def _proven(model: Model) -> Model:

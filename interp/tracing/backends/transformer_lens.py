@@ -159,7 +159,9 @@ class TransformerLensBackend:
                 refused[name] = f"this TransformerBridge has no hook {min(absent)}"
         kinds = [type(block.attn) for block in self.bridge.blocks]
         if hidden := [kind for kind in kinds if not shows_attention(kind, self.parts.architecture.rotary)]:
-            reason = f"a {hidden[0].__name__} of TransformerLens does not show queries and keys as attention uses them"
+            reason = (
+                f"the {hidden[0].__name__} of TransformerLens does not show queries and keys as attention uses them"
+            )
             refused |= dict.fromkeys(("q_rot", "k_rot", "pattern", "attention_stats"), reason)
         return {name: reason for name, reason in refused.items() if name not in self.parts.refusals}
 

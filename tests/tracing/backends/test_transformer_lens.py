@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import gc
 import inspect
 import threading
@@ -479,7 +480,7 @@ def test_a_bridge_in_training_mode_is_refused(bridge: Any) -> None:
     model.run(prompts())
 
 
-def test_objects_that_cannot_be_run_are_refused_saying_what_to_do() -> None:
+def test_objects_that_cannot_be_run_are_refused_saying_what_to_do(bridge: Any) -> None:
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -494,10 +495,26 @@ def test_objects_that_cannot_be_run_are_refused_saying_what_to_do() -> None:
     )
     with pytest.raises(UnsupportedArchitecture, match="not a transformers model"):
         interp.wrap(TransformerBridge.boot_native(config))
+    with pytest.raises(BadInput, match="runs on the transformer_lens backend; for hooks give the transformers model"):
+        interp.wrap(bridge, backend="hooks")
     spread = build("llama")
     spread.model._hf_hook = object()
     with pytest.raises(UnsupportedArchitecture, match="device_map"):
         interp.wrap(spread, backend="transformer_lens")
+
+
+def test_sites_that_a_bridge_does_not_show_are_refused_with_the_reason() -> None:
+    model = bridged("opt")
+    rotary = dataclasses.replace(model.parts.architecture, rotary=True)
+    parts = dataclasses.replace(model.parts, architecture=rotary, refusals={})
+    deeper = dataclasses.replace(model.spec, layers=3)
+    bridge = model.backend.bridge  # type: ignore[attr-defined]
+    refused = backend_module.TransformerLensBackend(bridge, model.hf, model.hf, parts, deeper).refusals
+    assert (
+        refused["pattern"]
+        == "the AttentionBridge of TransformerLens does not show queries and keys as attention uses them"
+    )
+    assert refused["z"] == "this TransformerBridge has no hook blocks.2.attn.hook_z"
 
 
 def test_bridges_and_what_is_made_of_them_are_forgotten(boot: Boot) -> None:
