@@ -263,7 +263,8 @@ def _mlp_width(config: Any, down: nn.Module | None) -> int:
     """Neurons of the MLP, or of one expert."""
     if down is None:
         return int(getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
-    return down.weight.shape[0] if isinstance(down, Conv1D) else int(down.in_features)  # type: ignore[arg-type]
+    width = down.weight.shape[0] if isinstance(down, Conv1D) else getattr(down, "in_features", None)
+    return int(width or count(config, "intermediate_size"))
 
 
 def _proven(model: Model) -> Model:
