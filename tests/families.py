@@ -125,6 +125,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "opt_post_norm": ("opt", {**_OPT, "word_embed_proj_dim": 64, "do_layer_norm_before": False}),
     "bert": ("bert", _WIDE),
     "roberta": ("roberta", {**_WIDE, "max_position_embeddings": CONTEXT + 3}),
+    "xlm-roberta": ("xlm-roberta", {**_WIDE, "max_position_embeddings": CONTEXT + 3}),
     "distilbert": (
         "distilbert",
         {
@@ -139,7 +140,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "modernbert": ("modernbert", {**_WIDE, "local_attention": WINDOW, "layer_types": _LOCAL_FIRST["layer_types"]}),
 }
-ENCODERS = ["bert", "roberta", "distilbert", "modernbert"]
+ENCODERS = ["bert", "roberta", "xlm-roberta", "distilbert", "modernbert"]
 DECODERS = [name for name in FAMILIES if name not in ENCODERS]
 NO_SDPA = {
     "gemma2": "soft-caps its scores, which SDPA cannot",

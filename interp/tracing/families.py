@@ -33,11 +33,19 @@ def _shared_norm(family: str, **parts: Any) -> Architecture:
     return Architecture(family, mlp_norm="input_layernorm", parallel=True, **parts)
 
 
-def _bert(family: str, unembed: str) -> Architecture:
-    """Norms after the sums, attention in both directions."""
+def _encoder_unsupported(config: Any) -> str | None:
+    if getattr(config, "is_decoder", False):
+        return "is_decoder=True makes it a decoder, which is not covered"
+    if config.chunk_size_feed_forward:
+        return "chunk_size_feed_forward cuts its MLP into pieces that no site can hold; set it to 0"
+    return None
+
+
+def _bert(family: str, trunk: str, unembed: str) -> Architecture:
+    """Norms after the sums, attention in both directions. RoBERTa's positions begin after its padding token."""
     return Architecture(
         family,
-        blocks=f"{family}.encoder.layer",
+        blocks=f"{trunk}.encoder.layer",
         final_norm=None,
         unembed=unembed,
         attn_norm=None,
@@ -53,10 +61,8 @@ def _bert(family: str, unembed: str) -> Architecture:
         norm_after_mlp="output.LayerNorm",
         causal=False,
         rotary=False,
-        variant=lambda config: {"first_position": config.pad_token_id + 1 if family == "roberta" else 0},
-        unsupported=lambda config: (
-            "is_decoder=True makes it a decoder, which is not covered" if config.is_decoder else None
-        ),
+        variant=lambda config: {"first_position": config.pad_token_id + 1 if trunk == "roberta" else 0},
+        unsupported=_encoder_unsupported,
     )
 
 
@@ -230,8 +236,9 @@ ARCHITECTURES: dict[str, Architecture] = {
             rotary=False,
             variant=_opt_variant,
         ),
-        _bert("bert", unembed="cls.predictions.decoder"),
-        _bert("roberta", unembed="lm_head.decoder"),
+        _bert("bert", trunk="bert", unembed="cls.predictions.decoder"),
+        _bert("roberta", trunk="roberta", unembed="lm_head.decoder"),
+        _bert("xlm-roberta", trunk="roberta", unembed="lm_head.decoder"),
         Architecture(
             "distilbert",
             blocks="distilbert.transformer.layer",
@@ -250,6 +257,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             norm_after_mlp="output_layer_norm",
             causal=False,
             rotary=False,
+            unsupported=_encoder_unsupported,
         ),
         Architecture(
             "modernbert",

@@ -67,8 +67,8 @@ def test_the_masked_language_model_predicts_as_transformers_does(model: interp.M
         close(trace.logits[i, : len(row)], wanted[i, : len(row)])
 
 
-def test_positions_start_where_the_family_starts_them(model_of: Callable[..., interp.Model]) -> None:
-    model = model_of("roberta")
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
+def test_positions_start_where_the_family_starts_them(model: interp.Model) -> None:
     assert model.hf.config.max_position_embeddings == CONTEXT + 3  # type: ignore[union-attr]
     assert model.spec.context == CONTEXT
     model.run(prompts(1, CONTEXT))
@@ -159,9 +159,17 @@ def test_other_heads_leave_an_encoder_to_read(tmp_path: Path) -> None:
     assert interp.load(pretrained, device="cpu").run("w3 w4").logits.shape == (1, VOCAB)
 
 
-def test_a_bert_that_is_a_decoder_is_refused() -> None:
-    with pytest.raises(UnsupportedArchitecture, match="is_decoder=True"):
-        interp.wrap(build("bert", is_decoder=True))
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("bert", {"is_decoder": True}, "bert: is_decoder=True makes it a decoder"),
+        ("roberta", {"chunk_size_feed_forward": 4}, "roberta: chunk_size_feed_forward cuts its MLP"),
+        ("distilbert", {"chunk_size_feed_forward": 4}, "distilbert: chunk_size_feed_forward cuts its MLP"),
+    ],
+)
+def test_settings_that_no_site_can_follow_are_refused(family: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=message):
+        interp.wrap(build(family, **settings))
 
 
 def encoder_decoder(model_type: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import interp
-from tests.families import prompts, ragged
+from tests.families import ENCODERS, prompts, ragged
 from tests.tracing.handwritten import HandModel
 from tests.tracing.test_reads import close
 
@@ -20,7 +20,7 @@ def uncompiled() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_neox", "modernbert"])
 def test_flex_attention_reads_and_edits_what_the_hand_written_model_does(
     family: str, model_of: Callable[..., interp.Model]
 ) -> None:
@@ -38,6 +38,8 @@ def test_flex_attention_reads_and_edits_what_the_hand_written_model_does(
     for side in ("left", "right"):
         flex = model.run(ragged(), edits=edits, read="pattern.1", logits="last", padding_side=side)  # type: ignore[arg-type]
         close(flex.logits, eager.run(ragged(), edits=edits).logits)
+    if family in ENCODERS:
+        return
     assert (
         model.generate(prompts(), max_new_tokens=3, edits=edits).tokens
         == eager.generate(prompts(), max_new_tokens=3, edits=edits).tokens

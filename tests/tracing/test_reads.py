@@ -24,7 +24,7 @@ REFUSED: dict[str, frozenset[str]] = {
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"), EXPERTS),
     **dict.fromkeys(("gpt_neo", "bloom", "falcon_alibi"), NO_KERNEL),
     **dict.fromkeys(("gptj", "falcon", "falcon_grouped"), NO_KERNEL | PARALLEL),
-    **dict.fromkeys(("opt_post_norm", "bert", "roberta", "distilbert"), NO_ROTARY | POST_NORM),
+    **dict.fromkeys(("opt_post_norm", "bert", "roberta", "xlm-roberta", "distilbert"), NO_ROTARY | POST_NORM),
 }
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def embed_bert(hand: HandModel, ids: Tensor) -> Tensor:
     """RoBERTa counts positions from the one after its padding token."""
     embeddings = hand.hf.base_model.embeddings
-    first = hand.config.pad_token_id + 1 if hand.family == "roberta" else 0
+    first = hand.config.pad_token_id + 1 if "roberta" in hand.family else 0
     positions = embeddings.position_embeddings.weight[first : first + ids.shape[1]]
     total = embeddings.word_embeddings.weight[ids] + positions
     if hasattr(embeddings, "token_type_embeddings"):
@@ -96,6 +96,11 @@ def head_modernbert(hand: HandModel, stream: Tensor) -> Tensor:
     return hand.hf.decoder(head.norm(gelu(head.dense(stream))))
 
 
-EMBED = {**dict.fromkeys(("bert", "roberta", "distilbert"), embed_bert), "modernbert": embed_modernbert}
-BLOCK = {"bert": bert, "roberta": bert, "distilbert": distilbert, "modernbert": modernbert}
-HEAD = {"bert": head_bert, "roberta": head_roberta, "distilbert": head_distilbert, "modernbert": head_modernbert}
+EMBED = {**dict.fromkeys(("bert", "roberta", "xlm-roberta", "distilbert"), embed_bert), "modernbert": embed_modernbert}
+BLOCK = {**dict.fromkeys(("bert", "roberta", "xlm-roberta"), bert), "distilbert": distilbert, "modernbert": modernbert}
+HEAD = {
+    "bert": head_bert,
+    **dict.fromkeys(("roberta", "xlm-roberta"), head_roberta),
+    "distilbert": head_distilbert,
+    "modernbert": head_modernbert,
+}
