@@ -76,9 +76,9 @@ class NnsightBackend:
         """Plan the stops of the session's traces; nothing is registered on the model but the kernel's handlers."""
         if self.original._module is not self.hf:
             raise BadInput("this nnsight model holds another module than when it was wrapped; wrap it again")
-        if self.original.interleaver.interleaving:
-            raise BadInput("this nnsight model is in the middle of a trace; run it outside of the `with` block")
         with running(self.hf), ExitStack() as stack:
+            if self.original.interleaver.interleaving:
+                raise BadInput("this nnsight model is in the middle of a trace; run it outside of the `with` block")
             self._order = self._order or execution_order(self.hf)
             itinerary = Itinerary(session, self.parts, self.spec, stack)
             stack.enter_context(kernel_tap(self.attention, itinerary.attach()))
@@ -158,13 +158,10 @@ def execution_order(hf: nn.Module) -> dict[Place, int]:
     def left(module: nn.Module, _args: Any, _output: Any) -> None:
         order.setdefault((module, "out"), len(order))
 
-    device = next((p.device for p in hf.parameters() if not p.is_meta), torch.device("meta"))
-    inputs = {"input_ids": torch.zeros((1, 1), dtype=torch.long, device=device)}
-    if device.type == "meta":  # without values to look at, a mask must be whole already
-        inputs["attention_mask"] = torch.zeros((1, 1, 1, 1), device=device)
+    device = next(p.device for p in hf.parameters() if not p.is_meta)
     with ExitStack() as stack, torch.no_grad():
         for module in hf.modules():
             stack.callback(module.register_forward_pre_hook(entered).remove)
             stack.callback(module.register_forward_hook(left).remove)
-        hf(**inputs)
+        hf(torch.zeros((1, 1), dtype=torch.long, device=device))
     return order

@@ -23,13 +23,13 @@ from nnsight.schema.config import ApiConfig
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from interp.errors import BadInput, ModelNotLoadable, RemoteUnavailable, SiteUnavailable, UnsupportedArchitecture
+from interp.errors import BadInput, ModelNotLoadable, RemoteUnavailable, SiteDidNotFire
 from interp.tracing import interventions
 from interp.tracing.architectures import Block, Parts, Refusals
 from interp.tracing.backends import nnsight_server
 from interp.tracing.backends.contract import Adopted
 from interp.tracing.backends.hooks import Attachment
-from interp.tracing.backends.nnsight import Place, Side, check_whole, execution_order
+from interp.tracing.backends.nnsight import Side, check_whole
 from interp.tracing.backends.nnsight_server import perform
 from interp.tracing.edits import Edit
 from interp.tracing.frame import gather_columns
@@ -110,12 +110,6 @@ class RemoteBackend:
         self.parts = parts
         self.spec = spec
         self._envoys = {envoy._module: envoy for envoy in original.modules()}
-        try:
-            self._order = execution_order(original._module)
-        except (RuntimeError, ValueError) as error:
-            raise UnsupportedArchitecture(
-                f"the order in which a {spec.family} computes its parts cannot be seen without weights: {_line(error)}"
-            ) from error
 
     @property
     def attention(self) -> str:
@@ -125,8 +119,6 @@ class RemoteBackend:
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         """Refuse what a request cannot carry."""
-        if session.plan.folds:
-            raise SiteUnavailable(f"RowFold {session.plan.folds[0].name!r}", KERNEL)
         if session.plan.grad:
             raise BadInput("a remote run sends back values, not their graph; gradients need the model here")
         yield
@@ -138,7 +130,7 @@ class RemoteBackend:
                 "keys and values stay on the remote server, so there is no prefix and no cached generation; run() the "
                 "whole text, or use nnsight's own generate on model.backend_object"
             )
-        program = Program(session, self.parts, self.spec, self._envoys, self._order)
+        program = Program(session, self.parts, self.spec, self._envoys)
         answer = self._request(program.steps, program.setting, inputs)
         session.received(program.reads(answer), program.acting)
         return SimpleNamespace(logits=answer["output"]) if "output" in answer else None
@@ -150,6 +142,10 @@ class RemoteBackend:
                 answer = nnsight.save({})
                 perform(steps, setting, tracer, answer)
         except RemoteError as error:
+            if "OutOfOrderError" in str(error):
+                raise SiteDidNotFire(
+                    f"the model on the server went another way than its family does: {error}"
+                ) from error
             raise RemoteUnavailable(f"{CONFIG.API.HOST} did not run {self.original.repo_id}: {error}") from error
         except (httpx.HTTPError, websocket.WebSocketException, OSError) as error:
             raise _silent(error) from error
@@ -159,20 +155,13 @@ class RemoteBackend:
 class Program(Attachment):
     """What one session does on the server, as data: a step wherever something happens (`nnsight_server.perform`)."""
 
-    def __init__(
-        self,
-        session: Session,
-        parts: Parts,
-        spec: ModelSpec,
-        envoys: Mapping[nn.Module, Envoy],
-        order: Mapping[Place, int],
-    ) -> None:
+    def __init__(self, session: Session, parts: Parts, spec: ModelSpec, envoys: Mapping[nn.Module, Envoy]) -> None:
         super().__init__(session, parts, spec, ExitStack())
         self.acting: list[Edit] = []
         self._envoys = envoys
-        self._order = order
-        self._steps: list[tuple[int, SimpleNamespace]] = []
+        self._steps: list[tuple[tuple[int, int], SimpleNamespace]] = []
         self.attach()
+        # A trace must ask in the order of the forward pass; every family of the table goes in the order of the sites.
         self.steps = [step for _, step in sorted(self._steps, key=lambda item: item[0])]
         self.setting = SimpleNamespace(
             frame=SimpleNamespace(positions=session.frame.positions, batch=session.frame.batch),
@@ -193,7 +182,7 @@ class Program(Attachment):
         if hook != self._narrow:
             raise NotImplementedError(f"{hook} cannot travel")
         if self.session.plan.logits is not None and self.session.logit_columns is not None:
-            self._step(module, "in", does="narrow")
+            self._step(module, "in", Site("final_norm"), does="narrow")
 
     def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         raise NotImplementedError(f"{hook} cannot travel")
@@ -212,24 +201,25 @@ class Program(Attachment):
         if block.norm_after_attn is not None:
             super()._attach_resid_mid(layer, block)
         elif self.session.plan.touches("resid_mid", layer):
-            self._step(block.module, "in", does="hold", site=f"resid_mid.{layer}")
-            self._visit(block.attn_out, "out", Site("resid_mid", layer), IDENTITY)
+            site = Site("resid_mid", layer)
+            self._step(block.module, "in", Site("resid_pre", layer), does="hold", site=str(site))
+            self._visit(block.attn_out, "out", site, IDENTITY)
 
     def _visit(self, module: nn.Module, side: Side, site: Site, view: View) -> None:
-        if (module, side) in self._order:  # else nothing happens there, and the session will say so
-            self._step(
-                module,
-                side,
-                does="visit",
-                site=str(site),
-                index=_index(view, module, side),
-                edits=self._edits(site),
-                keep=site in self.session.plan.reads and self.session.columns is not None,
-            )
+        self._step(
+            module,
+            side,
+            site,
+            does="visit",
+            site=str(site),
+            index=_index(view, module, side),
+            edits=self._edits(site),
+            keep=site in self.session.plan.reads and self.session.columns is not None,
+        )
 
-    def _step(self, module: nn.Module, side: Side, **what: Any) -> None:
+    def _step(self, module: nn.Module, side: Side, when: Site, **what: Any) -> None:
         step = SimpleNamespace(envoy=self._envoys[module], side=side, **what)
-        self._steps.append((self._order[module, side], step))
+        self._steps.append((when.order, step))
 
     def _edits(self, site: Site) -> list[tuple[Any, Tensor]]:
         """The edits of a site that act in this call, as data, with the columns where they do."""
