@@ -87,7 +87,10 @@ def _stablelm_variant(config: Any) -> Mapping[str, Any]:
 
 
 def _falcon_variant(config: Any) -> Mapping[str, Any]:
-    """Falcon-RW is sequential, Falcon-7B parallel with one norm, Falcon-40B parallel with two."""
+    """Falcon-RW is sequential with ALiBi, Falcon-7B parallel with one norm, Falcon-40B parallel with two.
+
+    With ALiBi, transformers 5.23 adds the bias twice in eager attention and once in SDPA; runs follow whichever is set.
+    """
     new = config.new_decoder_architecture
     kv_heads = config.num_kv_heads if new or not config.multi_query else 1
     two_norms = new and config.num_ln_in_parallel_attn in (None, 2)
