@@ -27,7 +27,7 @@ def mask_allows(request: Request, queries: Tensor, columns: Tensor) -> Tensor:
     """What the mask shows, whatever the head."""
     mask = request.mask
     keys = columns + mask.kv_offset
-    distance = (queries + request.q_offset)[..., None] - keys
+    distance = (queries + request.q_offset)[..., None].int() - keys.int()
     allowed = distance >= 0 if mask.causal else torch.ones_like(distance, dtype=torch.bool)
     if mask.window is not None:
         allowed = allowed & (distance < mask.window)

@@ -19,8 +19,8 @@ from kernels.patterns import HeadKind
 from kernels.request import Output, Request, Work
 from kernels.schedule import Group, Piece, grouped_product, groups, of_rows, pieces
 
-MASK_ENTRIES = 2**21
-"""Entries of the mask (or, where no fused kernel can, of the scores) held at a time: 8 MiB in float32."""
+MASK_ENTRIES = 2**20
+"""Entries of the mask (or, where no fused kernel can, of the scores) held at a time: 4 MiB in float32."""
 
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
@@ -117,8 +117,9 @@ def _attend(request: Request, piece: Piece, plain: bool) -> tuple[Tensor, Tensor
     if beside is not None:
         more = (piece.of_keys(x, request, columns=False).to(k.dtype) for x in (beside.k, beside.v))
         k, v = (torch.cat([x, y.expand(len(x), -1, -1, -1)], dim=2) for x, y in zip((k, v), more, strict=True))
-    dead = None if bias is None else (bias == -torch.inf).all(-1, keepdim=True)
-    bias = bias if dead is None or bias is None else bias.masked_fill(dead, 0.0)
+    dead = None if bias is None else bias.amax(-1, keepdim=True) == -torch.inf
+    if bias is not None and dead is not None and bool(dead.any()):
+        bias = bias.masked_fill(dead, 0.0)
     if softcap is not None or (bias is not None and bias.requires_grad):
         arguments = (q, k, v, bias, logit_scale, request.scale, softcap, columns)
         out, lse = checkpoint(_unfused, *arguments, use_reentrant=False) if request.needs_grad else _unfused(*arguments)
@@ -138,9 +139,8 @@ def _bias(request: Request, piece: Piece) -> Tensor | None:
     if mask.alibi is None and beside is None:
         if bool(allowed.all()):
             return None
-        return torch.zeros(allowed.shape, dtype=request.q.dtype, device=allowed.device).masked_fill(
-            ~allowed, -torch.inf
-        )
+        dtype = request.q.dtype if piece.logit_scale(request) is None else request.precise
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
     bias = torch.zeros(allowed.shape, dtype=request.precise, device=allowed.device)
     if mask.alibi is not None:
         distance = (piece.queries + request.q_offset)[:, None] - (piece.columns + mask.kv_offset)

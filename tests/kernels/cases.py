@@ -142,6 +142,7 @@ CASES = [
     Case("gates at positions", gates=replace(_gates, positions=random(2, 17, seed=61) > 0)),
     Case("gates, alibi", gates=_gates, mask=MaskSpec(alibi=_slopes)),
     Case("gates, soft-cap, sinks", gates=_by_query, mask=MaskSpec(softcap=0.8, sinks=_sinks)),
+    Case("gates, left padding", gates=_gates, mask=left_padding([17, 9], 17)),
     Case("gates, decode", queries=1, keys=23, gates=_gates),
     Case("one head a row", batch=4, gates=HeadGates.one_per_row(range(4), n_heads=4)),
     Case("some heads", plan=_some_heads),
