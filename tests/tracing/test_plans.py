@@ -114,6 +114,59 @@ def test_a_planned_read_or_edit_that_never_happens_raises() -> None:
         model.run(prompts(), edits=[interp.zero("mlp_post.1"), interp.zero("mlp_post.0")])
 
 
+class Features(nn.Module):
+    """An MLP whose argument has another name, and which returns more than its output."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.down_proj = mlp.down_proj
+
+    def forward(self, features: torch.Tensor) -> list[torch.Tensor]:
+        return [self.mlp(features), features]
+
+
+class Naming(Skipping):
+    """A block that calls its MLP by that name."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        middle = super().forward(hidden_states, **kwargs)
+        return middle + self.block.mlp(features=self.block.post_attention_layernorm(middle))[0]
+
+
+def test_modules_called_by_other_names_and_returning_lists_are_read_and_edited(llama: interp.Model) -> None:
+    hf = build("llama", attention="sdpa")
+    hf.model.layers[1].mlp = Features(hf.model.layers[1].mlp)
+    hf.model.layers[1] = Naming(hf.model.layers[1])
+    model = interp.wrap(hf)
+    edits = [interp.scale("mlp_in.1", -2.0), interp.scale("mlp_out.1", 3.0)]
+    got, wanted = (m.run(prompts(), read=["mlp_in.1", "mlp_out.1"], edits=edits, logits="all") for m in (model, llama))
+    for site in wanted:
+        close(got[site], wanted[site])
+    close(got.logits, wanted.logits)
+    assert (got.logits - llama.run(prompts(), logits="all").logits).abs().max() > 1e-2
+
+
+class Hiding(Naming):
+    """A block whose MLP is given something that no site can be."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        self.block.mlp.forward = lambda **names: [self.block.mlp.mlp(names["features"])]
+        return super().forward(hidden_states, **kwargs)
+
+
+def test_a_module_whose_input_cannot_be_told_says_so() -> None:
+    hf = build("llama")
+    hf.model.layers[1].mlp = Features(hf.model.layers[1].mlp)
+    hf.model.layers[1] = Hiding(hf.model.layers[1])
+    model = interp.wrap(hf)
+    model.run(prompts(), read="mlp_in.0", logits="last")
+    with pytest.raises(
+        SiteDidNotFire, match="Features is called with features, none of which is known to be the hidden"
+    ):
+        model.run(prompts(), read="mlp_in.1", logits="last")
+
+
 def test_a_generation_that_never_computes_a_planned_position_raises(llama: interp.Model) -> None:
     stop = llama.generate(prompts(1), max_new_tokens=4).tokens[0]
     edit = interp.zero("z.0").at(positions=14)
