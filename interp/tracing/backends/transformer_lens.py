@@ -83,6 +83,7 @@ def _not_raw(bridge: Any) -> str | None:
 def _boot(hf: PreTrainedModel) -> Any:
     """A bridge over the weights of `hf`, which itself is left as it is."""
     from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+    from transformer_lens.model_bridge import NormalizationBridge
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     name = type(hf).__name__
@@ -102,6 +103,9 @@ def _boot(hf: PreTrainedModel) -> Any:
     for place, part in bridge.real_components.values():
         if isinstance(part, nn.Module) and part.original_component is None:
             raise UnsupportedArchitecture(f"TransformerLens expects {place} in every {name}, and this one has none")
+    for part in own.modules():
+        if isinstance(part, NormalizationBridge):
+            part.use_native_layernorm_autograd = True  # else a bridge norms in its own way, with another rounding
     if not any(parameter.requires_grad for parameter in hf.parameters()):
         own.requires_grad_(False)  # also the parameters that the bridge made by splitting others
     return bridge
@@ -121,7 +125,8 @@ def plain_modules(model: nn.Module) -> nn.Module:
             return made[id(module)]
         new = made[id(module)] = object.__new__(type(module))
         nn.Module.__init__(new)
-        left = {*vars(new), "_output_capturing_hooks_installed"} - {"training"}
+        # An instance's own `forward` is another library's (nnsight's, say) and is tied to the module it was put on.
+        left = {*vars(new), "_output_capturing_hooks_installed", "forward", "__nnsight__"} - {"training"}
         vars(new).update({k: value_of(v) for k, v in vars(module).items() if k not in left})
         new._parameters.update(module._parameters)
         new._buffers.update(module._buffers)
