@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from interp.errors import BadInput, ModelNotLoadable, UnsupportedArchitecture, choose
@@ -132,7 +133,8 @@ def wrap(
     """
     if isinstance(model, Model):
         remote = remote or model.remote
-        model, tokenizer = model.backend_object, model.tokenizer if tokenizer is None else tokenizer
+        tokenizer = model.tokenizer if tokenizer is None else tokenizer
+        model = model.backend_object if model.backend.name.startswith(backend or "") else model.hf
     adopted = _adopt(model, backend, remote)
     model, tokenizer = adopted.hf, adopted.tokenizer if tokenizer is None else tokenizer
     whole = getattr(model, "config", None)
@@ -172,12 +174,15 @@ def _refuse_encoder_decoder(config: Any) -> None:
 
 
 def _auto_class(config: Any) -> Any:
-    """transformers' loader for what the weights are: a decoder, a masked language model, or an encoder without head."""
+    """transformers' loader for what was saved: blocks without a head, a masked language model, or a causal one."""
+    saved_as = config.architectures[0] if config.architectures else None
+    if saved_as is not None and saved_as == MODEL_MAPPING_NAMES.get(config.model_type):
+        return AutoModel
     architecture = ARCHITECTURES.get(config.model_type)
     if architecture is None or architecture.causal:
         return AutoModelForCausalLM
-    saved_as = config.architectures[0] if config.architectures else "ForMaskedLM"
-    return AutoModelForMaskedLM if saved_as.endswith(("ForMaskedLM", "ForPreTraining")) else AutoModel
+    masked = saved_as is None or saved_as.endswith(("ForMaskedLM", "ForPreTraining"))
+    return AutoModelForMaskedLM if masked else AutoModel
 
 
 def _home(backend: str, remote: bool) -> str:

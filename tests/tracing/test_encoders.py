@@ -137,9 +137,10 @@ def saved(model: Any, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("family", [*ENCODERS, "llama", "gpt2"])
 def test_a_folder_is_loaded_as_what_it_was_saved_as(family: str, tmp_path: Path) -> None:
     hf = build(family)
-    model = interp.load(saved(hf, tmp_path / "masked"), device="cpu")
+    model = interp.load(saved(hf, tmp_path / "whole"), device="cpu")
     assert type(model.hf) is type(hf)
     with torch.no_grad():
         close(model.run("w3 w4 w5", logits="all").logits, hf(torch.tensor([[3, 4, 5]])).logits)
