@@ -2,7 +2,8 @@
 
 A run is one request: a trace whose block is `perform`. It travels as source, with the functions that apply edits
 (`interventions.edited`), the edits and positions as tensors, and modules by name; nothing of this package needs to be
-installed on the server. Back come the sites the run reads and the logits it keeps.
+installed on the server. Back come the sites the run reads and the logits it keeps; nnsight unpickles them, so the
+service must be one you trust.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import torch
 import websocket
 from nnsight import CONFIG, Envoy, TransformersModel
 from nnsight.intervention.backends.remote import RemoteError
-from nnsight.modeling.mixins.remotable import Remotable
 from nnsight.schema.config import ApiConfig
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -59,7 +59,7 @@ def check() -> None:
     try:
         httpx.get(f"{CONFIG.API.HOST}/status", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
-        raise _silent(error) from error
+        raise _unreachable(error) from error
 
 
 def skeleton(name: str, tokenizer: Any, options: dict[str, Any]) -> TransformersModel:
@@ -75,7 +75,7 @@ def adopt(obj: Any) -> Adopted:
     """Run on the service what `obj` names, a model of a hub id; its weights are not loaded here."""
     if isinstance(obj, Envoy):
         check_whole(obj)
-    if not isinstance(obj, Remotable):
+    if not isinstance(obj, TransformersModel):
         raise BadInput(
             f"a {type(obj).__name__} has no name that a remote service knows; give an nnsight.TransformersModel of a "
             'hub id, or load(name, backend="nnsight", remote=True)'
@@ -90,8 +90,8 @@ def adopt(obj: Any) -> Adopted:
     return Adopted(obj._module, obj.tokenizer, lambda parts, spec: RemoteBackend(obj, parts, spec))
 
 
-def _silent(error: Exception) -> RemoteUnavailable:
-    return RemoteUnavailable(f"the remote service at {CONFIG.API.HOST} does not answer: {_line(error)}")
+def _unreachable(error: Exception) -> RemoteUnavailable:
+    return RemoteUnavailable(f"the remote service at {CONFIG.API.HOST} cannot be reached: {_line(error)}")
 
 
 def _line(error: Exception) -> str:
@@ -148,7 +148,7 @@ class RemoteBackend:
                 ) from error
             raise RemoteUnavailable(f"{CONFIG.API.HOST} did not run {self.original.repo_id}: {error}") from error
         except (httpx.HTTPError, websocket.WebSocketException, OSError) as error:
-            raise _silent(error) from error
+            raise _unreachable(error) from error
         return answer
 
 

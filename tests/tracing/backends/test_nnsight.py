@@ -209,6 +209,14 @@ def test_a_plain_model_is_wrapped_and_loaded_without_copying_a_weight(tmp_path: 
     close(loaded.run("w3 w4 w5").logits, model.run([[3, 4, 5]]).logits)
 
 
+def test_a_wrapped_model_goes_over_to_another_backend(llama: Pair) -> None:
+    ours, plain = llama
+    back = interp.wrap(ours, backend="hooks")
+    assert (back.backend.name, back.hf, back.tokenizer) == ("hooks", ours.hf, ours.tokenizer)
+    assert interp.wrap(plain, backend="nnsight").backend.name == "nnsight"
+    assert interp.wrap(ours, backend="nnsight").backend_object is ours.backend_object
+
+
 def test_a_model_that_nnsight_has_not_loaded_yet_is_loaded_when_wrapped(tmp_path: Path) -> None:
     build("llama", "sdpa").save_pretrained(tmp_path)
     lazy = [TransformersModel(str(tmp_path), task="text-generation", tokenizer=word_tokenizer()) for _ in range(2)]

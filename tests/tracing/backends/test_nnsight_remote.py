@@ -26,7 +26,15 @@ from nnsight.modeling import huggingface
 from nnsight.schema.response import ResponseModel, Status
 
 import interp
-from interp.errors import BadInput, ModelNotLoadable, RemoteUnavailable, SiteUnavailable, UnsupportedArchitecture
+from interp.errors import (
+    BadInput,
+    ModelNotLoadable,
+    RemoteUnavailable,
+    SiteDidNotFire,
+    SiteUnavailable,
+    UnknownSite,
+    UnsupportedArchitecture,
+)
 from interp.tracing.interventions import KINDS
 from interp.tracing.sites import SITES
 from tests.families import FAMILIES, SDPA, build, prompts, ragged, word_tokenizer
@@ -246,6 +254,7 @@ def refuse_everything(there: interp.Model) -> dict[str, tuple[Callable[[], Any],
         "generation": (lambda: there.generate(ids), BadInput, "no cached generation; run"),
         "a prefix": (lambda: there.prefill(ids[:1]), BadInput, "there is no prefix"),
         "its own check": (lambda: there.doctor(), BadInput, "cannot be checked against itself here"),
+        "an unknown site": (lambda: there.run(ids, read="z.7"), UnknownSite, "layers 0 to 1"),
         "a fingerprint": (lambda: there.fingerprint, BadInput, "weights"),
     }
 
@@ -300,7 +309,7 @@ def test_a_service_that_does_not_answer_says_so_at_once(llama: Remote, nobody: s
         lambda: interp.load("someone/tiny-llama", backend="nnsight", remote=True),
         lambda: there.run(prompts()),
     ):
-        with pytest.raises(RemoteUnavailable, match=f"the remote service at {nobody} does not answer: .*refused"):
+        with pytest.raises(RemoteUnavailable, match=f"the remote service at {nobody} cannot be reached: .*refused"):
             call()
 
 
@@ -316,14 +325,23 @@ def test_a_service_that_refuses_or_fails_a_job_is_quoted(
         service.answers.append({"error": "OutOfMemoryError: the GPU is full"})
         return httpx.Response(200, json={"id": "job", "status": "RECEIVED"}, request=request)
 
-    for handle, message in ((refuse, "no room for someone/tiny-llama"), (fail, "OutOfMemoryError: the GPU is full")):
+    def go_another_way(request: httpx.Request) -> httpx.Response:
+        service.answers.append({"error": "OutOfOrderError: 'model.x.output' was requested"})
+        return httpx.Response(200, json={"id": "job", "status": "RECEIVED"}, request=request)
+
+    answers: dict[Callable[[httpx.Request], httpx.Response], tuple[type[Exception], str]] = {
+        refuse: (RemoteUnavailable, "did not run .*no room for someone/tiny-llama"),
+        fail: (RemoteUnavailable, "did not run .*OutOfMemoryError: the GPU is full"),
+        go_another_way: (SiteDidNotFire, "went another way than its family does: .*model.x.output"),
+    }
+    for handle, (error, message) in answers.items():
         with monkeypatch.context() as patch:
             patch.setattr(httpx.HTTPTransport, "handle_request", lambda _, request, handle=handle: handle(request))
-            with pytest.raises(RemoteUnavailable, match=rf"did not run .*{message}"):
+            with pytest.raises(error, match=message):
                 there.run(prompts())
     with monkeypatch.context() as patch:
         patch.setattr(Connection, "recv", lost)
-        with pytest.raises(RemoteUnavailable, match="does not answer: connection is already closed"):
+        with pytest.raises(RemoteUnavailable, match="cannot be reached: connection is already closed"):
             there.run(prompts())
     close(there.run(prompts()).logits, here.run(prompts()).logits)
 
