@@ -73,6 +73,8 @@ class Request:
             mask = replace(mask, q_offset=mask.kv_offset + k.shape[2] - q.shape[2])
         if mask.scale is None:
             mask = replace(mask, scale=q.shape[3] ** -0.5)
+        for spec in (mask, gates, plan, None if plan is None else plan.extra):
+            _check_device(q.device, spec)
         request = cls(q, k, v, mask, None, plan, capture, allow_dense)
         _check_mask(request)
         if plan is not None:
@@ -228,6 +230,13 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise InvalidRequest(f"an empty tensor: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}")
     if q.shape[1] % k.shape[1]:
         raise InvalidRequest(f"{q.shape[1]} query heads cannot share {k.shape[1]} key/value heads evenly")
+
+
+def _check_device(device: torch.device, spec: object) -> None:
+    for name, value in vars(spec).items() if spec is not None else ():
+        if isinstance(value, Tensor) and value.device != device:
+            owner = type(spec).__name__
+            raise InvalidRequest(f"{owner}.{name} is on {value.device}, q on {device}: move it once, with on_device")
 
 
 def _check_mask(request: Request) -> None:

@@ -164,3 +164,20 @@ CASES = [
     Case("compensation, decode, gates", 4, 2, 1, 9, gates=_gates, plan=replace(_streams, extra=compensation(4, 2, 32))),
 ]
 """Every feature alone, and the combinations in which they meet."""
+
+LONG_PLAN = mixed(300, block=16)
+LONG = [
+    Case("causal", 2, 1, 300, 300),
+    Case("not causal", 2, 2, 140, 300, mask=MaskSpec(causal=False)),
+    Case("chunk", 2, 1, 170, 300),
+    Case("window", 2, 1, 300, 300, mask=MaskSpec(window=50)),
+    Case("window, alibi, sinks", 4, 2, 300, 300, mask=MaskSpec(window=50, alibi=_slopes, sinks=_sinks)),
+    Case("soft-cap, left padding", 4, 2, 300, 300, mask=left_padding([300, 77], 300, softcap=0.8)),
+    Case("packed", 2, 1, 300, 300, mask=MaskSpec.packed([120, 7, 173])),
+    Case("plan", 8, 4, 300, 300, plan=LONG_PLAN, mask=left_padding([300, 77], 300)),
+    Case("plan, packed", 8, 4, 300, 300, plan=LONG_PLAN, mask=MaskSpec.packed([120, 7, 173])),
+    Case("plan, chunk", 8, 4, 140, 300, plan=LONG_PLAN, mask=MaskSpec(window=190)),
+    Case("plan, sliding cache", 8, 4, 3, 150, plan=LONG_PLAN, mask=MaskSpec(q_offset=290, kv_offset=143)),
+    Case("streams, compensation", 4, 2, 300, 300, plan=replace(_streams, extra=compensation(4, 2, 32))),
+]
+"""Several blocks, tiles and stretches long."""

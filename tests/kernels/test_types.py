@@ -112,6 +112,8 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
         {"plan": replace(BLOCKS, extra=ExtraKeys(torch.ones(1, 4, 1, 8), torch.ones(1, 4, 1, 8), torch.ones(1, 4, 1)))},
         "cover 8|ExtraKeys.k has shape",
     ),
+    "plan on another device": ({"plan": on_device(BLOCKS, "meta")}, "HeadPlan.kind is on meta, q on cpu.*on_device"),
+    "gates on another device": ({"gates": on_device(HeadGates(torch.ones(1, 4)), "meta")}, "HeadGates.gate is on meta"),
     "backend": ({"backend": "flash"}, "unknown backend 'flash'; there are auto, reference, sdpa"),
 }
 
