@@ -250,7 +250,8 @@ def _with_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _first_parameter(module: nn.Module, kwargs: dict[str, Any]) -> str:
-    first = next(iter(inspect.signature(module.forward).parameters), "")
+    names = inspect.signature(module.forward).parameters
+    first = next((name for name in names if name != "self"), "")  # nnsight's stand-in for `forward` shows it
     for name in (first, "hidden_states"):
         if name in kwargs:
             return name

@@ -585,6 +585,31 @@ def test_a_pass_that_goes_another_way_than_the_first_one_says_so() -> None:
     model.run(prompts(), read="resid_post.1")
 
 
+class CallingByName(nn.Module):
+    """A block that names what it gives its MLP."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        for name, child in block.named_children():
+            setattr(self, name, child)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        middle = hidden_states + attended
+        return middle + self.mlp(x=self.post_attention_layernorm(middle))
+
+
+def test_a_module_that_is_called_by_name_is_read_and_edited() -> None:
+    hf = build("llama", "sdpa")
+    hf.model.layers[1] = CallingByName(hf.model.layers[1])
+    plain = pair("llama")[1]
+    for backend in ("nnsight", "hooks"):
+        model = interp.wrap(hf, backend=backend)
+        edit = interp.scale("mlp_in.1", -2.0)
+        assert_same(model.run(prompts(), read="mlp_in.1"), plain.run(prompts(), read="mlp_in.1"))
+        close(model.run(prompts(), edits=edit).logits, plain.run(prompts(), edits=edit).logits)
+
+
 def test_a_part_of_an_nnsight_model_is_refused() -> None:
     m = NNsight(build("llama", "sdpa"))
     with pytest.raises(UnsupportedArchitecture, match=r"model.model.layers.1 is one part .* its .root"):
