@@ -22,7 +22,6 @@
 #include <limits>
 #include <memory>
 #include <new>
-#include <numeric>
 #include <vector>
 
 #ifdef _OPENMP
@@ -42,7 +41,7 @@ struct Request {
     int64_t causal, window, q_offset, kv_offset;                    // window 0: none
     double scale, softcap;                                          // softcap 0: none
     const float *alibi;                                             // [head]
-    const int32_t *starts, *hidden_before;                          // starts [b t]; hidden keys before a column [b key+1]
+    const int32_t *starts, *hidden_before;                          // [b t]; hidden keys before a column, [b key+1]
     int64_t starts_b, starts_t, hidden_b;
     // HeadGates
     const float *gate, *add, *logit_scale;                          // [b h t], [b h t v_dim], [b h t]
@@ -107,7 +106,7 @@ inline float max_of(Vec x) {
 
 // 2^x for x <= 0, exactly 0 below -126.5. NaN stays NaN: the operand order of max matters. `x` returns as it was used.
 inline Vec exp2_of(Vec &x) {
-    const Vec magic = splat(12582912.f + 127.f);  // 1.5 * 2^23: adding it rounds to an integer; 127 is the exponent bias
+    const Vec magic = splat(12582912.f + 127.f);  // 1.5 * 2^23: adding it rounds; 127 is the exponent bias
     x = _mm256_max_ps(splat(-127.f), x);
     const Vec shifted = _mm256_add_ps(x, magic);
     const Vec f = _mm256_sub_ps(x, _mm256_sub_ps(shifted, magic));  // in [-0.5, 0.5]
@@ -189,7 +188,8 @@ void score_panel(const float *q, const float *k, int64_t dim, float *scores) {
 
 // out = out * decay + p v for R rows and one panel of output columns, over `keys` keys.
 template <int R>
-void add_values(const float *p, const float *v, int64_t v_stride, int keys, const float *decay, float *out, int64_t dim) {
+void add_values(const float *p, const float *v, int64_t v_stride, int keys, const float *decay, float *out,
+                int64_t dim) {
     Vec sum[R][2];
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
@@ -358,7 +358,8 @@ void visible_ranges(const Request &r, const Item &item, std::vector<Range> &seen
 // Column sums of a head are summed in `strips` units, in an order that does not depend on the threads.
 std::vector<std::vector<Item>> units_of(const Request &r) {
     const int64_t group = r.heads / r.kv_heads;
-    const bool together = group * r.queries <= kRows;
+    const int64_t most = r.column_sums ? kRows / 2 : kRows;  // column sums keep an item's probabilities for a while
+    const bool together = group * r.queries <= most;
     std::vector<std::vector<Item>> units;
     std::vector<Range> seen, listed;
     for (int64_t b = 0; b < r.batch; b++) {
@@ -368,7 +369,7 @@ std::vector<std::vector<Item>> units_of(const Request &r) {
             const bool aligned = kind_of(r, b, head) == kSparse && has_blocks(r, b, head);
             std::vector<Item> items;
             for (int64_t first = 0, count; first < r.queries; first += count) {
-                count = std::min<int64_t>(kRows, r.queries - first);
+                count = std::min(most, r.queries - first);
                 if (aligned) count = std::min(count, r.block - (r.q_offset + first) % r.block);
                 Item item{b, head, heads, first, count, 0, 0};
                 visible_ranges(r, item, seen, listed);
@@ -387,7 +388,9 @@ std::vector<std::vector<Item>> units_of(const Request &r) {
         }
     }
     auto cost = [](const std::vector<Item> &unit) {
-        return std::accumulate(unit.begin(), unit.end(), int64_t(0), [](int64_t c, const Item &i) { return c + i.cost; });
+        int64_t sum = 0;
+        for (const Item &item : unit) sum += item.cost;
+        return sum;
     };
     std::stable_sort(units.begin(), units.end(), [&](const auto &x, const auto &y) { return cost(x) > cost(y); });
     return units;
@@ -427,6 +430,100 @@ struct Tile {
     int32_t last() const { return column[count - 1]; }
 };
 
+// The keys of an item, tile by tile.
+class TileWalk {
+  public:
+    void start(const Request &r, const Item &item) {
+        visible_ranges(r, item, seen_, listed_);
+        range_ = mark_ = 0;
+        at_ = seen_.empty() ? 0 : seen_[0].begin;
+    }
+
+    size_t keys() const {
+        size_t sum = 0;
+        for (const Range &range : seen_) sum += range.end - range.begin;
+        return sum;
+    }
+
+    // The next keys, across the gaps between ranges. False when none are left.
+    bool next(Tile &t) {
+        t.count = 0;
+        t.all_listed = true, t.any_listed = false;
+        while (t.count < kTile && range_ < seen_.size()) {
+            if (at_ == seen_[range_].end) {
+                if (++range_ < seen_.size()) at_ = seen_[range_].begin;
+                continue;
+            }
+            while (mark_ < listed_.size() && listed_[mark_].end <= at_) mark_++;
+            const bool listed = mark_ < listed_.size() && listed_[mark_].begin <= at_;
+            int64_t stop = std::min(seen_[range_].end, at_ + kTile - t.count);
+            if (mark_ < listed_.size()) stop = std::min(stop, listed ? listed_[mark_].end : listed_[mark_].begin);
+            for (; at_ < stop; at_++, t.count++) t.column[t.count] = int32_t(at_), t.listed[t.count] = listed ? -1 : 0;
+            t.all_listed &= listed, t.any_listed |= listed;
+        }
+        if (!t.count) return false;
+        t.contiguous = t.last() - t.first() == t.count - 1;
+        for (int j = t.count; j < kTile; j++) t.column[j] = std::numeric_limits<int32_t>::max(), t.listed[j] = 0;
+        return true;
+    }
+
+  private:
+    std::vector<Range> seen_, listed_;
+    size_t range_, mark_;  // where the walk is in the two
+    int64_t at_;           // the next column
+};
+
+// What each key receives from the rows of an item. A probability is known when its row has met all keys, so those of
+// every tile are kept, relative to the row maxima of the time, until then: [tile][row][kTile].
+class ColumnSums {
+  public:
+    void start(int64_t rows, size_t keys) {
+        rows_ = rows;
+        tiles_.clear();
+        p_.grow((keys + kTile - 1) / kTile * kTile * rows);
+    }
+
+    void note_tile(const Tile &tile) {
+        tiles_.emplace_back();
+        std::memcpy(tiles_.back().column, tile.column, sizeof tile.column);
+        tiles_.back().count = tile.count;
+        std::fill_n(tiles_.back().max, kRows, kLowest);
+    }
+
+    void note_row(int64_t i, float max, const float *p, int begin, int end) {
+        tiles_.back().max[i] = max;
+        float *to = p_ + ((tiles_.size() - 1) * rows_ + i) * kTile;
+        std::fill_n(to, begin, 0.f);
+        std::memcpy(to + begin, p + begin, (end - begin) * sizeof(float));
+        std::fill_n(to + end, kTile - end, 0.f);
+    }
+
+    // Add what the rows [first, last) give, row i times[i - first] times, in units of 2^lse.
+    void add_to(float *sums, int64_t first, int64_t last, const float *lse, const float *times) const {
+        for (size_t n = 0; n < tiles_.size(); n++) {
+            alignas(32) float sum[kTile] = {};
+            for (int64_t i = first; i < last; i++) {
+                if (tiles_[n].max[i] == kLowest) continue;
+                const Vec weight = splat(std::exp2(tiles_[n].max[i] - lse[i]) * times[i - first]);
+                const float *p = p_ + (n * rows_ + i) * kTile;
+                for (int j = 0; j < kTile; j += 8)
+                    _mm256_store_ps(sum + j, _mm256_fmadd_ps(weight, _mm256_load_ps(p + j), _mm256_load_ps(sum + j)));
+            }
+            for (int j = 0; j < tiles_[n].count; j++) sums[tiles_[n].column[j]] += sum[j];
+        }
+    }
+
+  private:
+    struct Past {
+        int32_t column[kTile];
+        int count;
+        float max[kRows];
+    };
+    std::vector<Past> tiles_;
+    Buffer<float> p_;
+    int64_t rows_;
+};
+
 // A query row on its way through the keys.
 struct Row {
     int64_t head, t, slot;
@@ -462,19 +559,18 @@ class Worker {
             return;
         }
         begin(item);
-        visible_ranges(r, item, seen_, listed_);
-        size_t range = 0, mark = 0;
-        int64_t at = seen_.empty() ? 0 : seen_[0].begin;
-        while (next_tile(range, mark, at)) visit(item);
+        while (walk_.next(tile_)) visit(item);
         scores += item.rows() * r.extras;
         if (r.dry) return;
         finish(item);
-        if (r.column_sums && measured_) sum_columns(item);
+        for (int64_t h = 0; sums_columns_ && h < item.heads; h++)
+            column_sums_.add_to(r.column_sums + ((item.strip * r.batch + item.b) * r.heads + item.head + h) * r.keys,
+                                h * item.count, (h + 1) * item.count, lse_, r.times + item.b * r.slots_b + item.first);
     }
 
   private:
     const Request &r;
-    bool shaped_, measured_;
+    bool shaped_, measured_, sums_columns_;
     Range common_;  // columns that the mask shows to every row
     Row rows_[kRows];
     Tile tile_;
@@ -482,20 +578,15 @@ class Worker {
     alignas(64) float score_[kStrip][kTile];
     alignas(64) float total_[kRows][8], moment_[kRows][8];  // sum of p, sum of p * (score - max), in eight lanes
     alignas(64) float decay_[kRows + kGroup];
-    std::vector<Range> seen_, listed_;
     std::vector<int> spans_here_;
     struct Best {
         float score;
         int32_t column;
     };
     std::vector<Best> best_;
-    struct Past {  // what column sums need of a tile: probabilities relative to the row maxima of the time
-        int32_t column[kTile];
-        int count;
-        float max[kRows];
-    };
-    std::vector<Past> past_;
-    Buffer<float> past_p_;
+    TileWalk walk_;
+    ColumnSums column_sums_;
+    float lse_[kRows];  // in units of log2; of a row that sees nothing, +inf
 
     void begin(const Item &item) {
         const int64_t n = item.rows();
@@ -515,7 +606,7 @@ class Worker {
             row.position = int32_t(column_of(r, row.t));
             row.sink_end = row.near = row.begin;
             if (kind == kSparse) {
-                row.sink_end = int32_t(start_of(r, item.b, row.t) + r.plan_sinks[plan]);
+                row.sink_end = int32_t(std::min(start_of(r, item.b, row.t) + r.plan_sinks[plan], r.keys));
                 row.near = row.position + 1 - r.plan_window[plan];
             }
             row.slope = r.alibi ? r.alibi[row.head] : 0.f;
@@ -530,7 +621,9 @@ class Worker {
         std::memset(moment_, 0, n * sizeof moment_[0]);
         std::memset(mass_, 0, n * r.spans * 8 * sizeof(float));
         std::fill(best_.begin(), best_.end(), Best{-std::numeric_limits<float>::infinity(), -1});
-        past_.clear();
+        walk_.start(r, item);
+        sums_columns_ = r.column_sums && measured_ && !r.dry;
+        if (sums_columns_) column_sums_.start(n, walk_.keys());
     }
 
     // q is kept as [group][dim][kGroup].
@@ -545,29 +638,7 @@ class Worker {
         }
     }
 
-    // The next keys of seen_ from column `at` of range `range`; `mark` follows in listed_. False when none are left.
-    bool next_tile(size_t &range, size_t &mark, int64_t &at) {
-        Tile &t = tile_;
-        t.count = 0;
-        t.all_listed = true, t.any_listed = false;
-        while (t.count < kTile && range < seen_.size()) {
-            if (at == seen_[range].end) {
-                if (++range < seen_.size()) at = seen_[range].begin;
-                continue;
-            }
-            while (mark < listed_.size() && listed_[mark].end <= at) mark++;
-            const bool listed = mark < listed_.size() && listed_[mark].begin <= at;
-            int64_t stop = std::min(seen_[range].end, at + kTile - t.count);
-            if (mark < listed_.size()) stop = std::min(stop, listed ? listed_[mark].end : listed_[mark].begin);
-            for (; at < stop; at++, t.count++) t.column[t.count] = int32_t(at), t.listed[t.count] = listed ? -1 : 0;
-            t.all_listed &= listed, t.any_listed |= listed;
-        }
-        if (!t.count) return false;
-        t.contiguous = t.last() - t.first() == t.count - 1;
-        for (int j = t.count; j < kTile; j++) t.column[j] = std::numeric_limits<int32_t>::max(), t.listed[j] = 0;
-        return true;
-    }
-
+    // Which keys of the tile are padding.
     void note_hidden(const Item &item) {
         Tile &t = tile_;
         t.any_hidden = false;
@@ -607,6 +678,7 @@ class Worker {
         return {copy, dim};
     }
 
+    // The tile's keys as panels [dim][kPanel].
     void pack_keys(const Matrix &k) {
         for (int j = 0; j < tile_.count; j += 8) {
             const float *eight[8];
@@ -627,12 +699,11 @@ class Worker {
         note_hidden(item);
         if (measured_) note_spans(item);
         const int64_t kv = item.head / (r.heads / r.kv_heads);
-        const Matrix k = rows_of(r.k, item.b * r.k_b + kv * r.k_h, r.k_t, r.dim, k_rows_);
+        pack_keys(rows_of(r.k, item.b * r.k_b + kv * r.k_h, r.k_t, r.dim, k_rows_));
         const Matrix v = rows_of(r.v, item.b * r.v_b + kv * r.v_h, r.v_t, r.v_dim, v_rows_);
         const int n = int(item.rows());
-        pack_keys(k);
-        if (r.column_sums && measured_) remember_tile();
-        for (int first = 0; first < n; first += kStrip) meet(k, v, first, std::min(n, first + kStrip));
+        if (sums_columns_) column_sums_.note_tile(tile_);
+        for (int first = 0; first < n; first += kStrip) meet(v, first, std::min(n, first + kStrip));
     }
 
     // Panels of the tile that some row of [first, last) sees.
@@ -662,9 +733,10 @@ class Worker {
     }
 
     // A strip of rows meets the tile.
-    void meet(const Matrix &k, const Matrix &v, int first, int last) {
+    void meet(const Matrix &v, int first, int last) {
         Range panels[kStrip / kGroup];
-        for (int g = first; g < last; g += kGroup) panels[(g - first) / kGroup] = panels_seen(g, std::min(last, g + kGroup));
+        for (int g = first; g < last; g += kGroup)
+            panels[(g - first) / kGroup] = panels_seen(g, std::min(last, g + kGroup));
         for (int64_t panel = 0; panel < kTile / kPanel; panel++)
             for (int g = first; g < last; g += kGroup) {
                 const Range &seen = panels[(g - first) / kGroup];
@@ -711,6 +783,7 @@ class Worker {
                (tile_.all_listed || tile_.first() >= row.near || tile_.last() < row.sink_end);
     }
 
+    // -inf for the keys that the row does not see.
     void hide_scores(const Row &row, float *score, int begin, int end) {
         const auto at = [](const int32_t *from) { return _mm256_load_si256(reinterpret_cast<const __m256i *>(from)); };
         const __m256i before = _mm256_set1_epi32(row.begin - 1), after = _mm256_set1_epi32(row.end);
@@ -758,7 +831,7 @@ class Worker {
                 sum = _mm256_fmadd_ps(_mm256_load_ps(score + j), _mm256_load_ps(span_weight_ + n * kTile + j), sum);
             _mm256_store_ps(mass, sum);
         }
-        if (r.column_sums) remember_row(i, score, begin, end);
+        if (sums_columns_) column_sums_.note_row(i, row.max, score, begin, end);
     }
 
     // What was summed relative to the old maximum becomes relative to the new one.
@@ -798,47 +871,7 @@ class Worker {
         }
     }
 
-    void remember_tile() {
-        if (past_.empty()) {
-            size_t keys = 0;
-            for (const Range &range : seen_) keys += range.end - range.begin;
-            past_p_.grow((keys + kTile - 1) / kTile * kTile * kRows);
-        }
-        past_.emplace_back();
-        std::memcpy(past_.back().column, tile_.column, sizeof tile_.column);
-        past_.back().count = tile_.count;
-        std::fill_n(past_.back().max, kRows, kLowest);
-    }
-
-    float *past_row(size_t tile, int64_t i) { return past_p_ + (tile * kRows + i) * kTile; }
-
-    void remember_row(int i, const float *score, int begin, int end) {
-        past_.back().max[i] = rows_[i].max;
-        float *to = past_row(past_.size() - 1, i);
-        std::fill_n(to, begin, 0.f);
-        std::memcpy(to + begin, score + begin, (end - begin) * sizeof(float));
-        std::fill_n(to + end, kTile - end, 0.f);
-    }
-
-    // Now that every row's log-sum-exp is known, the probabilities each key received.
-    void sum_columns(const Item &item) {
-        for (size_t tile = 0; tile < past_.size(); tile++) {
-            for (int64_t h = item.head; h < item.head + item.heads; h++) {
-                alignas(32) float sum[kTile] = {};
-                for (int64_t i = (h - item.head) * item.count; i < (h - item.head + 1) * item.count; i++) {
-                    const Row &row = rows_[i];
-                    if (row.slot < 0 || past_[tile].max[i] == kLowest) continue;
-                    const Vec weight = splat(std::exp2(past_[tile].max[i] - row.max) * r.times[item.b * r.slots_b + row.t]);
-                    const float *p = past_row(tile, i);
-                    for (int j = 0; j < kTile; j += 8)
-                        _mm256_store_ps(sum + j, _mm256_fmadd_ps(weight, _mm256_load_ps(p + j), _mm256_load_ps(sum + j)));
-                }
-                float *to = r.column_sums + ((item.strip * r.batch + item.b) * r.heads + h) * r.keys;
-                for (int j = 0; j < past_[tile].count; j++) to[past_[tile].column[j]] += sum[j];
-            }
-        }
-    }
-
+    // All keys met: extra keys and sinks take part, then out go the output and the statistics.
     void finish(const Item &item) {
         const int64_t n = item.rows();
         for (int64_t i = 0; i < n; i++) {
@@ -855,7 +888,7 @@ class Worker {
             const float inverse = all == 0.f ? 0.f : 1.f / all;
             write_out(item.b, row, out, inverse);
             if (row.slot >= 0) write_statistics(item.b, i, max, all, keys);
-            row.max = all == 0.f ? std::numeric_limits<float>::infinity() : max + std::log2(all);  // for sum_columns
+            lse_[i] = all == 0.f ? std::numeric_limits<float>::infinity() : max + std::log2(all);
         }
     }
 
@@ -909,13 +942,13 @@ class Worker {
         }
     }
 
+    // Heads that are not computed: z is 0.
     void finish_removed(const Item &item) {
-        const float *nothing = zeros_;
         for (int64_t i = 0; i < item.rows(); i++) {
             Row row{};
             row.head = item.head + i / item.count;
             row.t = item.first + i % item.count;
-            write_out(item.b, row, nothing, 0.f);
+            write_out(item.b, row, zeros_, 0.f);
         }
     }
 };
