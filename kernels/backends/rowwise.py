@@ -153,8 +153,8 @@ def _log_sum_exp(request: Request, piece: Piece, scores: Tensor, workspace: Work
     q = piece.of_queries(request.q).to(lse.dtype) * request.scale
     beside = grouped_product(q, piece.of_keys(request.beside.k, request, columns=False).to(lse.dtype))
     logit_scale = piece.logit_scale(request)
-    beside = beside if logit_scale is None else beside * logit_scale
-    count = piece.of_heads(of_rows(request.beside.log_count, piece.group.rows))
+    beside = beside if logit_scale is None else beside * logit_scale.to(lse.dtype)
+    count = piece.of_heads(of_rows(request.beside.log_count, piece.group.rows)).to(lse.dtype)
     return torch.logaddexp(lse, (beside + count[:, :, None]).logsumexp(-1))
 
 

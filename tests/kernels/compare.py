@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.request import Output, Request
-from kernels.types import CaptureSpec
+from kernels.types import AttentionStats, CaptureSpec
 from tests.kernels.cases import compute, reference
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -29,18 +29,22 @@ def same(backend: str, request: Request) -> tuple[Output, Output]:
     if request.capture is None:
         assert got.stats is None
         return got, wanted
-    assert got.stats is not None
-    assert wanted.stats is not None
-    assert got.stats.measured.keys() == wanted.stats.measured.keys()
-    for name, value in got.stats.measured.items():
-        other = getattr(wanted.stats, name)
+    same_statistics(request, got.stats, wanted.stats)
+    return got, wanted
+
+
+def same_statistics(request: Request, got: AttentionStats | None, wanted: AttentionStats | None) -> None:
+    assert got is not None
+    assert wanted is not None
+    assert got.measured.keys() == wanted.measured.keys()
+    for name, value in got.measured.items():
+        other = wanted.measured[name]
         if name == "argmax":
             same_keys(request, value, other)
         elif name != "topk":
             assert value.dtype == request.precise, name
-            near = STATISTICS[dtype] * (request.queries if name == "column_sums" else 1)
+            near = STATISTICS[request.q.dtype] * (request.queries if name == "column_sums" else 1)
             torch.testing.assert_close(value.double(), other, rtol=near, atol=near, msg=lambda m, n=name: f"{n}: {m}")
-    return got, wanted
 
 
 def same_keys(request: Request, got: Tensor, wanted: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from kernels.backends import flex
-from kernels.patterns import HeadKind, full
+from kernels.patterns import HeadKind, full, streaming
 from kernels.types import HeadPlan, MaskSpec
 from kernels.visibility import mask_allows, pattern_allows
 from tests.kernels.cases import CASES, EVERYTHING, LONG, LONG_PLAN, Case, left_padding
@@ -24,6 +24,9 @@ DIVERSE = [
     if case.name in ("grouped", "not causal", "alibi, decode", "holes", "packed, window, alibi", "gates of every query")
     or case.name in ("streams, left padding", "streams, sliding cache", "plan, chunk", "plan, soft-cap", "wide values")
 ]
+
+
+WIDE = Case("wide streams", 4, 1, 700, 700, plan=HeadPlan.of([streaming(2, n) for n in (255, 256, 383, 384)]))
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def test_every_kind_of_case_equals_the_reference(case: Case) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    SUPPORTED + [case for case in LONG if flex.supports(case.request(torch.float32)) is None],
+    SUPPORTED + [WIDE] + [case for case in LONG if flex.supports(case.request(torch.float32)) is None],
     ids=lambda case: case.name,
 )
 def test_the_lists_hold_every_block_that_is_seen_and_call_whole_only_what_is(case: Case) -> None:
