@@ -167,6 +167,19 @@ def test_a_module_whose_input_cannot_be_told_says_so() -> None:
         model.run(prompts(), read="mlp_in.1", logits="last")
 
 
+class Wrapping(Features):
+    def forward(self, features: torch.Tensor) -> dict[int, torch.Tensor]:  # type: ignore[override]
+        return {0: self.mlp(features)}
+
+
+def test_a_module_whose_output_is_no_tensor_says_so() -> None:
+    hf = build("llama")
+    hf.model.layers[1].mlp = Wrapping(hf.model.layers[1].mlp)
+    hf.model.layers[1] = Naming(hf.model.layers[1])
+    with pytest.raises(SiteDidNotFire, match="Wrapping returns a dict, where a tensor is read"):
+        interp.wrap(hf).run(prompts(), read="mlp_out.1")
+
+
 def test_a_generation_that_never_computes_a_planned_position_raises(llama: interp.Model) -> None:
     stop = llama.generate(prompts(1), max_new_tokens=4).tokens[0]
     edit = interp.zero("z.0").at(positions=14)

@@ -261,14 +261,19 @@ def _first_parameter(module: nn.Module, kwargs: dict[str, Any]) -> str:
 
 
 def _output_hook(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    """A forward hook that changes a module's output, or the first element of an output tuple."""
+    """A forward hook that changes a module's output, or the first element of several."""
 
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, (tuple, list)):
-            new = change(output[0])
-            return None if new is output[0] else type(output)((new, *output[1:]))
-        new = change(output)
-        return None if new is output else new
+    def hook(module: nn.Module, _args: Any, output: Any) -> Any:
+        several = isinstance(output, (tuple, list))
+        value = output[0] if several else output
+        if not isinstance(value, Tensor):
+            raise SiteDidNotFire(f"{type(module).__name__} returns a {type(output).__name__}, where a tensor is read")
+        new = change(value)
+        if new is value:
+            return None
+        if not several:
+            return new
+        return [new, *output[1:]] if isinstance(output, list) else (new, *output[1:])
 
     return hook
 
