@@ -88,34 +88,30 @@ class NnsightBackend:
 
     def forward(self, session: Session, **inputs: Any) -> Any:
         """One trace inside `attached`; the model's output, or None when the session stopped it early."""
-        output: Any = None
         try:
             with self.original.trace(**inputs) as tracer:
-                self._walk(tracer)
+                self._walk()
                 output = nnsight.save(tracer.result)
-        except StopForward:  # at the attention kernel, underneath the trace
+        except StopForward:  # rather than tracer.stop(), after which edits that the object holds would be missed
             return None
         except OutOfOrderError as error:
             raise SiteDidNotFire(f"this forward pass went another way than the model's first one: {error}") from error
-        if output is not None and session.plan.touches("logits", None):
+        if session.plan.touches("logits", None):
             output.logits = session.visit("logits", None, output.logits)
         return output
 
-    def _walk(self, tracer: Any) -> None:
-        """Visit every stop, from inside the trace."""
-        try:
-            for module, side, hook in self._stops:
-                envoy = self._envoys[module]
-                if side == "in":
-                    changed = hook(module, *envoy.inputs)
-                    if changed is not None:
-                        envoy.inputs = changed
-                else:
-                    changed = hook(module, (), envoy.output)
-                    if changed is not None:
-                        envoy.output = changed
-        except StopForward:
-            tracer.stop()
+    def _walk(self) -> None:
+        """Call every stop's hook, from inside the trace."""
+        for module, side, hook in self._stops:
+            envoy = self._envoys[module]
+            if side == "in":
+                changed = hook(module, *envoy.inputs)
+                if changed is not None:
+                    envoy.inputs = changed
+            else:
+                changed = hook(module, (), envoy.output)
+                if changed is not None:
+                    envoy.output = changed
 
 
 class Stop(NamedTuple):

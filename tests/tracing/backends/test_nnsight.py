@@ -26,7 +26,7 @@ from tests.families import build, prompts, ragged, word_tokenizer
 from tests.tracing.handwritten import HandModel
 from tests.tracing.test_plans import everything, hooks_of, live_tensors
 from tests.tracing.test_reads import close, tensors
-from tests.tracing.test_threads import switch_often, wrong_answers  # noqa: F401
+from tests.tracing.test_threads import wrong_answers
 
 Pair = tuple[interp.Model, interp.Model]
 ORDERS = ["gpt2", "gpt_neox", "opt", "mistral", "gemma3", "cohere", "gpt_oss", "gptj", "falcon_grouped", "bert"]
@@ -483,6 +483,11 @@ def test_an_edit_that_the_object_itself_holds_stays_in_force() -> None:
         m.model.layers[0].mlp.output = m.model.layers[0].mlp.output * 0
     zeroed = plain.run(ids, read="resid_post.1", edits=interp.zero("mlp_out.0"))
     assert_same(model.run(ids, read="resid_post.1"), zeroed)
+    with m.edit(inplace=True):
+        m.model.layers[1].mlp.output = m.model.layers[1].mlp.output * 0
+    for earlier in ("resid_post.0", "pattern.1"):  # before the second of the object's edits can act
+        wanted = plain.run(ids, read=earlier, edits=interp.zero("mlp_out.0"))
+        assert_same(model.run(ids, read=earlier), wanted)
     m.clear_edits()
     assert_same(model.run(ids, read="resid_post.1"), plain.run(ids, read="resid_post.1"))
 
@@ -499,7 +504,16 @@ def test_a_run_inside_a_run_or_inside_a_trace_is_refused(llama: Pair) -> None:
     ours.run(prompts())
 
 
-def test_threads_on_one_model_and_on_two_wrappers_of_it_get_right_answers(switch_often: object) -> None:  # noqa: F811
+@pytest.fixture
+def often() -> Iterator[None]:
+    """Threads take turns every 10 microseconds."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_threads_on_one_model_and_on_two_wrappers_of_it_get_right_answers(often: None) -> None:
     hf = build("llama", "sdpa")
     first, second, plain = interp.wrap(NNsight(hf)), interp.wrap(NNsight(hf)), interp.wrap(hf)
     ids = prompts()
