@@ -33,7 +33,8 @@ def score(logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "gpt2", "gpt_neox_sequential", "gemma2", "olmo2", "gpt_oss", "falcon", "bloom", "opt", "bert"]
+    "family",
+    ["llama", "gpt2", "gpt_neox_sequential", "gemma2", "olmo2", "gpt_oss", "qwen3_moe", "falcon", "bloom", "bert"],
 )
 def test_gradients_equal_those_through_the_hand_written_model(precise: Callable, family: str) -> None:
     """On a model whose parameters require no gradient, as `load` leaves them."""
