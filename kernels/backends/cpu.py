@@ -84,7 +84,7 @@ def supports(request: Request) -> str | None:
         return f"the tensors are on {request.q.device}"
     if request.q.dtype not in DTYPES:
         return f"q is {request.q.dtype}; scores are float32 here"
-    if request.needs_grad and (reason := why_no_gradient(request)):
+    if needs_grad(request) and (reason := why_no_gradient(request)):
         return reason
     found = library()
     return found if isinstance(found, str) else None
@@ -142,13 +142,10 @@ class Call:
         """Operations of the two products, done or counted."""
         return 2 * self.c.scores * (self.request.q.shape[3] + self.request.v.shape[3])
 
-    def _point(self, name: str, value: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
-        if value is None:
-            return None
+    def _point(self, name: str, value: Tensor, dtype: torch.dtype | None = None) -> None:
         value = value.detach().to("cpu", dtype or value.dtype)
         self.kept.append(value)
         setattr(self.c, name, value.data_ptr())
-        return value
 
     def _strides(self, name: str, value: Tensor, dims: str) -> None:
         for dim, stride in zip(dims, value.stride(), strict=False):
@@ -225,11 +222,11 @@ class Call:
         c.captured = rows.shape[1]
         # Of a query asked for twice, one row of the statistics is written, and read twice.
         slots = torch.full((r.batch, r.queries), -1, dtype=torch.int32)
-        self.slot = slots.scatter_(1, rows, torch.arange(c.captured, dtype=torch.int32).expand_as(rows))
+        slots.scatter_(1, rows, torch.arange(c.captured, dtype=torch.int32).expand_as(rows))
+        self.slot = slots.gather(1, rows) if isinstance(capture.rows, Tensor) else None
         c.slots_b = r.queries
         self._point("slots", slots)
         shape = (r.batch, r.heads, c.captured)
-        nothing = float("-inf")
 
         def measure(asked: bool, name: str, *size: int, fill: float = 0, dtype: torch.dtype = torch.float32) -> None:
             if asked:
@@ -239,7 +236,7 @@ class Call:
         measure(capture.argmax, "argmax", *shape, fill=-1, dtype=torch.int64)
         measure(capture.probability, "probability", *shape)
         measure(capture.entropy, "entropy", *shape)
-        measure(capture.log_sum_exp, "log_sum_exp", *shape, fill=nothing)
+        measure(capture.log_sum_exp, "log_sum_exp", *shape, fill=float("-inf"))
         if capture.spans is not None:
             c.spans = capture.spans.shape[1]
             spans = (capture.spans - r.mask.kv_offset).clamp(-1, r.keys).int().expand(r.batch, -1, -1)
@@ -263,9 +260,9 @@ class Call:
         if "topk_key" in measured:
             measured["topk"] = measured.pop("topk_key")
         stats = AttentionStats(**measured)
-        if isinstance(self.request.capture.rows, Tensor) and (rows := self.request.rows) is not None:
-            slot = self.slot.gather(1, rows)
-            stats = stats.by_row(lambda x: torch.stack([x[b].index_select(1, slot[b]) for b in range(len(x))]))
+        if (slot := self.slot) is not None:
+            row = torch.arange(len(slot))[:, None]
+            stats = stats.by_row(lambda x: x[row, :, slot].transpose(1, 2))
         return stats if columns is None else replace(stats, column_sums=columns.sum(0))
 
 
@@ -273,6 +270,14 @@ def padded(x: Tensor) -> Tensor:
     """Last dimension contiguous and a multiple of LANES, by zeros, which change no product."""
     x = pad(x, (0, -x.shape[-1] % LANES)) if x.shape[-1] % LANES else x
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def needs_grad(request: Request) -> bool:
+    """Whether anything that comes into the output asks for a gradient, what only masks and plans hold too."""
+    extra = None if request.plan is None else request.plan.extra
+    held = [request.mask.sinks, request.mask.alibi, *([] if extra is None else (extra.k, extra.v, extra.log_count))]
+    asking = any(x is not None and x.requires_grad for x in held)
+    return request.needs_grad or (asking and torch.is_grad_enabled())
 
 
 def why_no_gradient(request: Request) -> str | None:
@@ -285,8 +290,10 @@ def why_no_gradient(request: Request) -> str | None:
         return f"no gradients where the first query (at {request.q_offset}) is not at the first key ({mask.kv_offset})"
     if plan is not None and (plan.extra is not None or not bool((plan.kind == HeadKind.FULL).all())):
         return "no gradients with a HeadPlan of other than full heads"
-    if capture is not None and capture.rows != "all":
-        return f"no gradients with CaptureSpec.rows={capture.rows!r}; capture all rows"
+    if capture is not None and (isinstance(capture.rows, Tensor) or capture.rows != "all"):
+        return "no gradients with CaptureSpec.rows other than 'all'"
+    if request.q.shape[3] != request.v.shape[3]:
+        return f"no gradients with values of {request.v.shape[3]} and queries of {request.q.shape[3]} dimensions"
     if not bool(request.computed.all()):
         return "no gradients where a gate without gradient is 0"
     return None

@@ -388,6 +388,9 @@ def test_statistics_come_with_gradients_or_the_reason_why_not() -> None:
         (Request.of(q, k, v, mask=MaskSpec(window=4)), "window"),
         (Request.of(q, k, v, plan=HeadPlan.of([streaming(1, 2), full()])), "HeadPlan"),
         (Request.of(q, k, v, capture=CaptureSpec("last")), "rows"),
+        (Request.of(q, k, v, capture=CaptureSpec(torch.tensor([3]))), "rows"),
+        (Request.of(q, k, v[..., :8]), "values of 8"),
+        (Request.of(q.detach(), k, v, mask=MaskSpec(sinks=torch.zeros(2, requires_grad=True))), "sinks"),
         (Request.of(q, k, v, mask=MaskSpec(q_offset=5)), "first query"),
     ):
         assert why in str(cpu.supports(refused))
