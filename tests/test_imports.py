@@ -23,6 +23,7 @@ LEVELS = {
     "interp.tracing": 2,
     "interp.tasks": 2,
     "interp": 3,  # the public face itself, not what is below it
+    "interp.conformance": 3,
     "interp.heads": 3,
     "interp.pocket": 3,
     "probes": 3,

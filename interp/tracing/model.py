@@ -71,7 +71,7 @@ class Model:
 
     @property
     def backend_object(self) -> Any:
-        """The object that was wrapped, as it was given: a Hugging Face model, a TransformerBridge, an nnsight model."""
+        """The object that runs are carried by: the one that was wrapped, or the one its backend made around it."""
         return self.backend.original
 
     @property

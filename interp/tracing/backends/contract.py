@@ -26,7 +26,7 @@ class Backend(Protocol):
 
     name: str
     original: Any
-    """The object that the caller works with, as it was given."""
+    """The library's own object that runs are carried by: the one that was given, or the one made around it."""
     refusals: Refusals
     """Sites that this backend cannot offer although the family has them, with the reasons."""
 

@@ -52,7 +52,8 @@ def adopt(model: Any) -> Adopted:
             f"{type(model).__name__}"
         )
     bridge = _boot(model)
-    return Adopted(model, None, lambda parts, spec: TransformerLensBackend(bridge, model, model, parts, spec))
+    _plain[bridge] = model
+    return Adopted(model, None, lambda parts, spec: TransformerLensBackend(bridge, model, parts, spec))
 
 
 def _adopt_bridge(bridge: Any) -> Adopted:
@@ -67,7 +68,7 @@ def _adopt_bridge(bridge: Any) -> Adopted:
         _plain[bridge] = plain_modules(inside)
         _plain[bridge].config.output_attentions = False  # type: ignore[union-attr]  # which boot_transformers sets
     hf = _plain[bridge]
-    return Adopted(hf, bridge.tokenizer, lambda parts, spec: TransformerLensBackend(bridge, bridge, hf, parts, spec))
+    return Adopted(hf, bridge.tokenizer, lambda parts, spec: TransformerLensBackend(bridge, hf, parts, spec))
 
 
 def _not_raw(bridge: Any) -> str | None:
@@ -141,14 +142,13 @@ def plain_modules(model: nn.Module) -> nn.Module:
 
 
 class TransformerLensBackend:
-    """Runs sessions on `bridge` through its hook points; `original` is what the caller gave, `hf` the plain model."""
+    """Runs sessions on the bridge `original` through its hook points; `hf` is the plain model of the same weights."""
 
     name = "transformer_lens"
     attention = "eager"
 
-    def __init__(self, bridge: Any, original: Any, hf: nn.Module, parts: Parts, spec: ModelSpec) -> None:
-        self.bridge = bridge
-        self.original = original
+    def __init__(self, bridge: Any, hf: nn.Module, parts: Parts, spec: ModelSpec) -> None:
+        self.bridge = self.original = bridge
         self.hf = hf
         self.parts = parts
         self.spec = spec

@@ -287,7 +287,7 @@ def test_frozen_weights_stay_frozen_also_where_the_bridge_splits_them() -> None:
     hf = build("gpt_neox").requires_grad_(False)
     model = interp.wrap(hf, backend="transformer_lens")
     model.run(prompts(), read="z.0", logits="all", grad=True).logits.sum().backward()
-    inside = model.backend.bridge.original_model  # type: ignore[attr-defined]
+    inside = model.backend_object.original_model
     assert [p for p in inside.parameters() if p.requires_grad or p.grad is not None] == []
 
 
@@ -302,7 +302,9 @@ def test_the_users_model_is_not_disturbed_and_its_weights_are_shared(name: str) 
     hf(ids, output_hidden_states=True)  # leaves hooks of transformers' own in place
     logits, modules, keys = hf(ids).logits, modules_of(hf), list(hf.state_dict())
     model = interp.wrap(hf, backend="transformer_lens")
-    assert model.backend_object is model.hf is hf
+    assert model.hf is hf
+    again = interp.wrap(model)
+    assert (again.backend_object, again.hf) == (model.backend_object, hf)
     model.run(ids, read="resid_post", edits=interp.zero("z.0"), logits="all")
     assert torch.equal(hf(ids).logits, logits)
     assert len(hf(ids, output_hidden_states=True).hidden_states) == 3
@@ -310,7 +312,7 @@ def test_the_users_model_is_not_disturbed_and_its_weights_are_shared(name: str) 
     assert list(hf.state_dict()) == keys
     assert hf.config._attn_implementation == "sdpa"
     theirs = {p.untyped_storage().data_ptr() for p in hf.parameters()}
-    inside: PreTrainedModel = model.backend.bridge.original_model  # type: ignore[attr-defined]
+    inside: PreTrainedModel = model.backend_object.original_model
     copied = {n: p.numel() for n, p in inside.named_parameters() if p.untyped_storage().data_ptr() not in theirs}
     fused = sum(p.numel() for n, p in hf.named_parameters() if "query_key_value" in n)
     assert sum(copied.values()) == fused
@@ -518,8 +520,8 @@ def test_sites_that_a_bridge_does_not_show_are_refused_with_the_reason() -> None
     rotary = dataclasses.replace(model.parts.architecture, rotary=True)
     parts = dataclasses.replace(model.parts, architecture=rotary, refusals={})
     deeper = dataclasses.replace(model.spec, layers=3)
-    bridge = model.backend.bridge  # type: ignore[attr-defined]
-    refused = backend_module.TransformerLensBackend(bridge, model.hf, model.hf, parts, deeper).refusals
+    bridge = model.backend_object
+    refused = backend_module.TransformerLensBackend(bridge, model.hf, parts, deeper).refusals
     assert (
         refused["pattern"]
         == "the AttentionBridge of TransformerLens does not show queries and keys as attention uses them"
