@@ -20,7 +20,10 @@ from kernels.request import Output, Request, Work
 from kernels.schedule import Group, Piece, grouped_product, groups, of_rows, pieces
 
 MASK_ENTRIES = 2**20
-"""Entries of the mask (or, where no fused kernel can, of the scores) held at a time: 4 MiB in float32."""
+"""Entries of a mask that all heads share, held at a time: 4 MiB in float32."""
+
+SCORE_ENTRIES = 2**22
+"""The same where the mask differs by head, or where no fused kernel can and the scores are held."""
 
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
@@ -79,8 +82,8 @@ def _stretches(request: Request, group: Group) -> Iterator[tuple[Piece, bool]]:
         size = max(64, min(256, pattern.window // 128 * 64))
     else:
         by_head = mask.alibi is not None or mask.softcap is not None or request.beside is not None
-        entries = len(group.rows) * (len(group.heads) if by_head else 1) * request.keys
-        size = max(1, min(512, MASK_ENTRIES // entries))
+        size = SCORE_ENTRIES // len(group.heads) if by_head else MASK_ENTRIES
+        size = max(1, min(512, size // (len(group.rows) * request.keys)))
     for piece in pieces(request, group, queries, size):
         yield piece, False
 

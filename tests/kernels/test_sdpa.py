@@ -22,6 +22,7 @@ def test_stretches_of_any_size_make_the_same_whole(case: Case, monkeypatch: pyte
     request = case.request(torch.float32, capture=EVERYTHING)
     same("sdpa", request)
     monkeypatch.setattr(sdpa, "MASK_ENTRIES", 300 * 37)
+    monkeypatch.setattr(sdpa, "SCORE_ENTRIES", 300 * 82)
     monkeypatch.setattr(rowwise, "WORKSPACE", 300 * 29)
     got, _ = same("sdpa", request)
     assert got.flops == sdpa.predict(request).flops
