@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 COMPILERS = ("g++", "clang++", "c++")
 # No -ffast-math: -inf and NaN mean something here, and exponentials rely on the order of their additions.
@@ -54,6 +57,7 @@ def build(source: Path, path: Path) -> None:
     compilers = [found for name in names if (found := shutil.which(name))]
     if not compilers:
         raise NotCompiled(f"no C++ compiler: {', '.join(names)} not found (the variable CXX names another)")
+    log.info("compiling %s, once, in some seconds", source.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:

@@ -8,8 +8,8 @@
 //     scores = q k^T  ->  shape (soft-cap, ALiBi)  ->  hide  ->  softmax and statistics  ->  output += p v
 //
 // Every row's arithmetic is the same however many threads run: results are bitwise equal for any number of threads.
-// Scores are in units of log2, so that the exponential is 2^x. Rows of a request are numbered by column of the key
-// tensor ("columns"), not by position: column = position - kv_offset.
+// Scores are in units of log2, so that the exponential is 2^x. Keys are numbered by their column in the tensors of the
+// call, and so are queries and spans beside them: column = position - kv_offset.
 
 #include <immintrin.h>
 
