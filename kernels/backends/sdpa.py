@@ -6,7 +6,9 @@ from the log-sum-exp where the kernel gives it. Gradients flow to q, k, v and ga
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,6 +27,9 @@ MASK_ENTRIES = 2**20
 SCORE_ENTRIES = 2**22
 """The same where the mask differs by head, or where no fused kernel can and the scores are held."""
 
+WORTH_DIVIDING = 64
+"""Queries from which rows of different left padding are computed apart, without a mask."""
+
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
 
@@ -39,8 +44,8 @@ def supports(request: Request) -> str | None:
 
 def predict(request: Request) -> Work:
     flops = 0
-    for group in groups(request):
-        for piece, plain in _stretches(request, group):
+    for group, padding in _groups(request):
+        for piece, plain in _stretches(request, group, padding):
             heads = len(group.rows) * len(group.heads)
             flops += heads * _operations(request, len(piece.queries), len(piece.columns), plain)
     return Work(flops + (0 if request.capture is None else rowwise.predict(request)), request.io_bytes)
@@ -50,8 +55,8 @@ def run(request: Request) -> Output:
     z = request.q.new_zeros(request.batch, request.queries, request.heads, request.v.shape[3])
     lse: Tensor | None = request.q.new_full(z.shape[:3], -torch.inf, dtype=request.precise).transpose(1, 2)
     flops = 0
-    for group in groups(request):
-        parts = [_attend(request, piece, plain) for piece, plain in _stretches(request, group)]
+    for group, padding in _groups(request):
+        parts = [_attend(request, piece, plain) for piece, plain in _stretches(request, group, padding)]
         out = torch.cat([part[0] for part in parts], dim=2)
         rows, heads = (torch.tensor(x, device=z.device) for x in (group.rows, group.heads))
         if out.shape[:2] == (request.batch, request.heads):
@@ -70,12 +75,34 @@ def run(request: Request) -> Output:
     return Output(request.epilogue(z), stats, flops + more)
 
 
-def _stretches(request: Request, group: Group) -> Iterator[tuple[Piece, bool]]:
+def _groups(request: Request) -> Iterator[tuple[Group, int | None]]:
+    """Groups with equal left padding, and how many queries it takes; None where the kernel's own mask will not do."""
+    starts = request.mask.starts
+    divided = starts is None or (starts.ndim == 1 and request.mask.causal and request.queries >= WORTH_DIVIDING)
+    padding = [0] * request.batch
+    if starts is not None and divided:
+        padding = (starts - request.q_offset).clamp(0, request.queries).expand(request.batch).tolist()
+    for group in groups(request):
+        if not (divided and _is_plain(request, group)):
+            yield group, None
+            continue
+        alike: dict[int, list[int]] = defaultdict(list)
+        for row in group.rows:
+            alike[padding[row]].append(row)
+        for first, rows in alike.items():
+            yield replace(group, rows=tuple(rows)), first
+
+
+def _stretches(request: Request, group: Group, padding: int | None) -> Iterator[tuple[Piece, bool]]:
     """The group's pieces, and whether a piece needs no mask but the kernel's own causal one."""
     queries = torch.arange(request.queries, device=request.q.device)
-    if _is_plain(request, group):
+    if padding is not None:
         seen = request.q_offset - request.mask.kv_offset + request.queries if request.mask.causal else request.keys
-        yield Piece(group, queries, torch.arange(min(seen, request.keys), device=queries.device)), True
+        columns = torch.arange(padding, max(padding, min(seen, request.keys)), device=queries.device)
+        if padding:
+            yield Piece(group, queries[:padding], columns[:0]), False
+        if padding < request.queries:
+            yield Piece(group, queries[padding:], columns), True
         return
     pattern, mask = group.pattern, request.mask
     if pattern.kind is HeadKind.SPARSE and not pattern.blocks:
@@ -89,12 +116,13 @@ def _stretches(request: Request, group: Group) -> Iterator[tuple[Piece, bool]]:
 
 
 def _is_plain(request: Request, group: Group) -> bool:
+    """Whether, left padding apart, no mask is needed but the kernel's own."""
     mask = request.mask
     end = request.q_offset + request.queries - mask.kv_offset
     return (
         group.pattern.kind is HeadKind.FULL
         and request.beside is None
-        and all(x is None for x in (mask.softcap, mask.alibi, mask.starts, mask.key_mask))
+        and all(x is None for x in (mask.softcap, mask.alibi, mask.key_mask))
         and (mask.window is None or mask.window >= end)
         and (not mask.causal or request.q_offset == mask.kv_offset or 1 == request.queries <= end)
     )
@@ -113,6 +141,8 @@ def _attend(request: Request, piece: Piece, plain: bool) -> tuple[Tensor, Tensor
     """Output `[B' H' R Dv]` and log-sum-exp `[B' H' R]` (None if the kernel has none) of a piece, and operations."""
     q, k, v = piece.of_queries(request.q), piece.of_keys(request.k, request), piece.of_keys(request.v, request)
     flops = q.shape[0] * q.shape[1] * _operations(request, q.shape[2], k.shape[2], plain)
+    if k.shape[2] == 0 and request.beside is None:
+        return q.new_zeros(*q.shape[:3], v.shape[3]), q.new_full(q.shape[:3], -torch.inf, dtype=request.precise), 0
     bias, logit_scale = None if plain else _bias(request, piece), piece.logit_scale(request)
     softcap, beside, columns = request.mask.softcap, request.beside, k.shape[2]
     if logit_scale is not None or (bias is not None and bias.dtype == request.precise):

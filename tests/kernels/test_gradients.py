@@ -15,7 +15,7 @@ from kernels.attention import head_attention
 from kernels.patterns import full, streaming
 from kernels.types import CaptureSpec, HeadGates, HeadPlan, MaskSpec
 from tests.families import build, prompts
-from tests.kernels.cases import CASES, EVERYTHING, Case
+from tests.kernels.cases import CASES, EVERYTHING, LONG, Case
 from tests.kernels.oracle import random
 
 
@@ -42,7 +42,13 @@ def _gradients(case: Case, backend: str, **others: Any) -> dict[str, Tensor]:
     return {name: torch.zeros_like(leaves[name]) if g is None else g for name, g in zip(leaves, grads, strict=True)}
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name != "all pruned"], ids=lambda case: case.name)
+DIFFERENTIABLE = [case for case in CASES if case.name != "all pruned"]
+DIFFERENTIABLE += [
+    case for case in LONG if case.name in ("left padding", "left padding, gates", "soft-cap, left padding")
+]
+
+
+@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=lambda case: case.name)
 def test_gradients_equal_those_through_the_reference(case: Case) -> None:
     wanted = _gradients(case, "reference", allow_dense=True)
     for name, value in _gradients(case, "sdpa").items():
