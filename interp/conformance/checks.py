@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import interp.tracing.edits as edits
-from interp.conformance.report import Conformance, Outcome
+from interp.conformance.report import Conformance, Outcome, Result
 from interp.errors import BadInput
 from interp.tracing.doctor import TOLERANCE, Check, diagnose, random_tokens
 from interp.tracing.edits import Edit
@@ -137,9 +137,9 @@ def _equations(trial: Trial) -> Iterator[Outcome]:
     for each in checks:
         by_layer[re.sub(r" \(\d+\)$", "", each.name)].append(each)
     for name, layers in by_layer.items():
-        ok = all(each.ok for each in layers)
-        worst = max(layers, key=lambda each: each.error)
-        yield Outcome("equation", name, "pass" if ok else "fail", worst.error, worst.note)
+        worst = max(layers, key=lambda each: each.error or 0.0)
+        result: Result = "refused" if worst.error is None else "pass" if worst.ok else "fail"
+        yield Outcome("equation", name, result, worst.error, worst.note)
 
 
 def _reads(trial: Trial) -> Iterator[Outcome]:
@@ -301,7 +301,10 @@ def _generation(trial: Trial) -> Iterator[Outcome]:
 
 
 def kernels(model: Model, names: Iterable[str]) -> Iterator[Outcome]:
-    """The same numbers under other attention implementations of transformers; the model's own is put back."""
+    """The same numbers under other attention implementations of transformers; the model's own is put back.
+
+    On the hooks backend: the others run on a model that is wrapped there, or compute attention themselves.
+    """
     trial = Trial(model, None, TOLERANCE.get(_dtype(model), 5e-2))
     own, plain = model.attention, trial.plain
     site = trial.site("z")

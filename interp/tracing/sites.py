@@ -31,7 +31,7 @@ SITES: dict[str, SiteSpec] = {
     for spec in (
         SiteSpec("embed", "B T D", "token (+ position) embedding entering block 0", scope="model"),
         SiteSpec("resid_pre", "B T D", "residual stream entering the block"),
-        SiteSpec("attn_in", "B T D", "normalised input of attention"),
+        SiteSpec("attn_in", "B T D", "input of attention: normalised, unless the norms follow the sums"),
         SiteSpec("q", "B T H Dh", "query projection, before normalisation and rotary embedding", heads="query"),
         SiteSpec("k", "B T K Dh", "key projection, before normalisation and rotary embedding", heads="kv"),
         SiteSpec("v", "B T K Dh", "value projection", heads="kv"),
@@ -55,7 +55,7 @@ SITES: dict[str, SiteSpec] = {
         SiteSpec("head_out", "B T H D", "z through its slice of W_O: what the head writes", heads="query"),
         SiteSpec("attn_out", "B T D", "what attention adds to the residual stream"),
         SiteSpec("resid_mid", "B T D", "residual stream between attention and MLP"),
-        SiteSpec("mlp_in", "B T D", "normalised input of the MLP"),
+        SiteSpec("mlp_in", "B T D", "input of the MLP: normalised, unless the norms follow the sums"),
         SiteSpec("mlp_post", "B T M", "neuron activations"),
         SiteSpec("mlp_out", "B T D", "what the MLP adds to the residual stream"),
         SiteSpec("resid_post", "B T D", "residual stream after the block"),

@@ -1,4 +1,4 @@
-"""What reading the residual stream of every layer costs, beside a plain forward pass and the neighbours."""
+"""What reading every layer costs, beside a plain forward pass, the neighbours, and each library used by hand."""
 
 from __future__ import annotations
 
@@ -78,8 +78,48 @@ def through_nnsight(hf: PreTrainedModel, ids: Tensor) -> Callable[[], dict[str, 
     return read
 
 
-def test_reading_every_residual_stream(hf: PreTrainedModel, tmp_path: Path) -> None:
-    ids = torch.randint(3, VOCAB, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
+def through_torch_hooks(hf: PreTrainedModel, ids: Tensor) -> Callable[[], dict[str, Tensor]]:
+    mask = torch.ones_like(ids)
+
+    def read() -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            return lambda _module, _args, output: found.update({name: output})
+
+        layers = hf.model.layers
+        handles = [layer.register_forward_hook(keep(f"resid_post.{n}")) for n, layer in enumerate(layers)]
+        with torch.no_grad():
+            found["logits"] = hf(ids, attention_mask=mask, use_cache=False).logits
+        for handle in handles:
+            handle.remove()
+        return found
+
+    return read
+
+
+def ours(model: interp.Model, ids: Tensor, logits: Any = "all") -> Callable[[], dict[str, Tensor]]:
+    def read() -> dict[str, Tensor]:
+        trace = model.run(ids, read="resid_post", logits=logits)
+        kept = {} if logits is None else {"logits": trace.logits}
+        return {**{str(site): trace[site] for site in trace}, **kept}
+
+    return read
+
+
+def must_agree(alternatives: dict[str, Callable[[], dict[str, Tensor]]], wanted: dict[str, Tensor]) -> None:
+    assert len(wanted) == LAYERS + 1
+    for name, read in alternatives.items():
+        for site, value in read().items():
+            torch.testing.assert_close(value, wanted[site], rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(scope="module")
+def ids() -> Tensor:
+    return torch.randint(3, VOCAB, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
+
+
+def test_reading_every_residual_stream(hf: PreTrainedModel, ids: Tensor, tmp_path: Path) -> None:
     model = interp.wrap(hf)
     mask = torch.ones_like(ids)
 
@@ -87,32 +127,41 @@ def test_reading_every_residual_stream(hf: PreTrainedModel, tmp_path: Path) -> N
         with torch.no_grad():
             return {"logits": hf(ids, attention_mask=mask, use_cache=False).logits}
 
-    def ours(logits: Any) -> Callable[[], dict[str, Tensor]]:
-        def read() -> dict[str, Tensor]:
-            trace = model.run(ids, read="resid_post", logits=logits)
-            kept = {} if logits is None else {"logits": trace.logits}
-            return {**{str(site): trace[site] for site in trace}, **kept}
-
-        return read
-
     alternatives = {
         "plain forward": plain,
         "plain forward, once more": plain,  # how far apart equal things are measured
-        "Model.run": ours("all"),
-        "Model.run without logits": ours(None),
+        "Model.run": ours(model, ids),
+        "Model.run without logits": ours(model, ids, None),
         "TransformerBridge": through_transformer_lens(hf, tmp_path, ids),
         "nnsight": through_nnsight(hf, ids),
     }
-    wanted = alternatives["Model.run"]()
-    assert len(wanted) == LAYERS + 1
-    for name, read in alternatives.items():
-        for site, value in read().items():
-            torch.testing.assert_close(value, wanted[site], rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    must_agree(alternatives, alternatives["Model.run"]())
     comparison = compare(
         "tracing",
         f"resid_post of all layers, width {WIDTH}, {LAYERS} layers, {BATCH} x {TOKENS} tokens",
         alternatives,
         rounds=15,
         targets=(Target("Model.run", 1.05),),
+    )
+    assert report(comparison).is_file()
+
+
+@pytest.mark.parametrize("backend", ["hooks", "nnsight", "transformer_lens"])
+def test_a_backend_beside_its_library_used_by_hand(
+    hf: PreTrainedModel, ids: Tensor, backend: str, tmp_path: Path
+) -> None:
+    by_hand = {
+        "hooks": lambda: through_torch_hooks(hf, ids),
+        "nnsight": lambda: through_nnsight(hf, ids),
+        "transformer_lens": lambda: through_transformer_lens(hf, tmp_path, ids),
+    }[backend]()
+    alternatives = {"by hand": by_hand, "Model.run": ours(interp.wrap(hf, backend=backend), ids)}
+    must_agree(alternatives, by_hand())
+    comparison = compare(
+        f"tracing-{backend}",
+        f"resid_post of all layers through {backend}, width {WIDTH}, {LAYERS} layers, {BATCH} x {TOKENS} tokens",
+        alternatives,
+        rounds=9,
+        targets=(Target("Model.run", 1.1),),
     )
     assert report(comparison).is_file()
