@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kernels.errors import InvalidRequest
 from kernels.patterns import BLOCK, HeadKind, Pattern
@@ -209,6 +210,14 @@ class ExtraKeys:
             raise InvalidRequest("ExtraKeys.log_count is NaN or +inf; a head that sees no such token has -inf")
 
 
+def _ascend(offsets: Tensor, indices: Tensor) -> bool:
+    """Whether every list, `indices` from an offset to the next, ascends."""
+    first, last = offsets[..., :-1], offsets[..., 1:]
+    first, last = first[last > first].long(), last[last > first].long()
+    descents = pad((indices.diff() <= 0).cumsum(0), (1, 0)) if len(first) else indices
+    return bool((descents[last - 1] == descents[first]).all())
+
+
 @dataclass(frozen=True, eq=False)
 class HeadPlan:
     """What each head of each batch row looks at: a kind, two sizes and two lists in flat tensors.
@@ -217,11 +226,11 @@ class HeadPlan:
     that are among the first `sinks` positions of its sequence (counted from `MaskSpec.starts`), or fewer than `window`
     positions back, or in a listed block, or listed themselves. sinks, window `[B|1 H]` int32.
 
-    Block lists: query block `p // block` of head h in row b sees key blocks `block_indices[block_offsets[b, h, i] :
-    block_offsets[b, h, i + 1]]`, ascending, block j holding positions `j*block` to `(j+1)*block - 1`; block_offsets
-    `[B|1 H N+1]`, block_indices `[n]`, int32. Key lists: `token_indices[token_offsets[b, h, 0] : token_offsets[b, h,
-    1]]`, ascending positions; token_offsets `[B|1 H 2]`, token_indices `[m]`, int32. Heads and rows may share
-    stretches of the flat lists, so choosing heads is indexing.
+    Blocks: a query at p, in query block `i = p // block`, sees the key blocks `block_indices[first:last]` with
+    `first, last = block_offsets[b, h, i], block_offsets[b, h, i + 1]`; block j holds positions `j * block` to
+    `(j + 1) * block - 1`. Keys: every query sees positions `token_indices[first:last]` with
+    `first, last = token_offsets[b, h]`. Each list ascends. block_offsets `[B|1 H N+1]`, block_indices `[n]`,
+    token_offsets `[B|1 H 2]` and token_indices `[m]` are int32; heads and rows may share stretches of the flat lists.
     """
 
     kind: Tensor
@@ -241,17 +250,27 @@ class HeadPlan:
             value = getattr(self, name)
             if value.ndim != wanted or value.shape[:2] != shape:
                 raise InvalidRequest(f"HeadPlan.{name} has shape {list(value.shape)}; kind has {list(shape)}")
+        for field in fields(self):
+            value, wanted_type = getattr(self, field.name), torch.int8 if field.name == "kind" else torch.int32
+            if isinstance(value, Tensor) and value.dtype != wanted_type:
+                raise InvalidRequest(f"HeadPlan.{field.name} is {value.dtype}; it takes {wanted_type}")
         if bool((self.sinks < 0).any() | (self.window < 0).any()):
             raise InvalidRequest("HeadPlan.sinks or window is negative")
         if not set(self.kind.unique().tolist()) <= set(HeadKind):
             raise InvalidRequest(
                 f"HeadPlan.kind holds {self.kind.unique().tolist()}; kinds are {list(map(int, HeadKind))}"
             )
+        listed = self.sinks + self.window
         for name in ("block", "token"):
             offsets, indices = getattr(self, f"{name}_offsets"), getattr(self, f"{name}_indices")
             inside = (offsets >= 0).all() & (offsets <= len(indices)).all() & (offsets.diff(dim=-1) >= 0).all()
             if not bool(inside & (indices >= 0).all()):
                 raise InvalidRequest(f"HeadPlan.{name}_offsets do not describe lists in {name}_indices")
+            if not _ascend(offsets, indices):
+                raise InvalidRequest(f"HeadPlan.{name}_indices do not ascend within each list")
+            listed = listed + offsets[..., -1] - offsets[..., 0]
+        if bool(((self.kind == HeadKind.SPARSE) & (listed == 0)).any()):
+            raise InvalidRequest("HeadPlan has a SPARSE head that sees nothing: make it PRUNED if that is meant")
 
     @classmethod
     def of(cls, patterns: Sequence[Pattern] | Sequence[Sequence[Pattern]], extra: ExtraKeys | None = None) -> HeadPlan:
@@ -368,12 +387,13 @@ class CaptureSpec:
 
 @dataclass(frozen=True, eq=False)
 class AttentionStats:
-    """What query rows look at, in O(keys) memory. Rows are the last dimension but the span's or key's own.
+    """What query rows look at, in O(keys) memory.
 
-    argmax `[batch head query]`: position of the most probable key (the first on ties, -1 where no key is visible),
-    int64; probability: its probability; entropy in nats over the keys; log_sum_exp of the scores; mass `[batch head
-    query span]`; column_sums `[batch head key]`; topk, topk_probability `[batch head query k]`, -1 and 0 past the
-    visible keys. float32 (float64 for float64 inputs). What was not asked for is None.
+    Of every captured row, `[batch head query]`: argmax, the position of the most probable key (int64, the first on
+    ties, -1 where no key is visible); probability, that key's; entropy over the keys, in nats; log_sum_exp of the
+    scores; with one more dimension mass `[... span]`, topk and topk_probability `[... k]`, -1 and 0 past the visible
+    keys. Over the rows: column_sums `[batch head key]`. float32 (float64 for float64 inputs), without gradient. What
+    was not asked for is None.
     """
 
     argmax: Tensor | None = None

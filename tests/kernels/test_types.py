@@ -28,6 +28,7 @@ from kernels.types import AttentionStats, CaptureSpec, ExtraKeys, HeadGates, Hea
 from tests.kernels.oracle import random
 
 PLAN = HeadPlan.of([full(), streaming(1, 2)])
+LISTS = HeadPlan.of([tokens([1, 5]), tokens([0, 3])])
 
 MEANINGLESS: dict[str, tuple[Callable[[], Any], str]] = {
     "window 0": (lambda: MaskSpec(window=0), "window=0.*at least 1"),
@@ -66,6 +67,12 @@ MEANINGLESS: dict[str, tuple[Callable[[], Any], str]] = {
     "plan tensors": (lambda: replace(PLAN, sinks=torch.zeros(1, 3)), r"sinks has shape \[1, 3\]"),
     "plan kind": (lambda: replace(PLAN, kind=PLAN.kind + 2), r"kind holds \[3, 4\]"),
     "negative plan window": (lambda: replace(PLAN, window=PLAN.window - 9), "negative"),
+    "plan of long integers": (lambda: replace(PLAN, window=PLAN.window.long()), "window is torch.int64.*int32"),
+    "sparse head that sees nothing": (lambda: replace(PLAN, sinks=0 * PLAN.sinks, window=0 * PLAN.window), "nothing"),
+    "lists that do not ascend": (
+        lambda: replace(LISTS, token_indices=LISTS.token_indices.flip(0)),
+        "token_indices do not ascend",
+    ),
     "lists past their end": (lambda: replace(PLAN, token_offsets=PLAN.token_offsets + 1), "token_offsets do not"),
     "extra keys": (
         lambda: ExtraKeys(torch.ones(1, 2, 1, 4), torch.ones(1, 2, 1, 4), torch.ones(1, 4, 2)),
