@@ -125,9 +125,9 @@ class Request:
 
     @property
     def needs_grad(self) -> bool:
-        tensors = [self.q, self.k, self.v]
-        if self.gates is not None:
-            tensors += [x for x in (self.gates.gate, self.gates.add, self.gates.logit_scale) if x is not None]
+        extra = None if self.plan is None else self.plan.extra
+        values = [x for spec in (self.mask, self.gates, extra) if spec is not None for x in vars(spec).values()]
+        tensors = [x for x in (self.q, self.k, self.v, *values) if isinstance(x, Tensor)]
         return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
     @property

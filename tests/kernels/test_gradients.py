@@ -74,6 +74,16 @@ def test_gradients_through_the_kernel_are_those_of_finite_differences(backend: s
     assert torch.autograd.gradcheck(attend, [x.requires_grad_() for x in leaves])
 
 
+@pytest.mark.parametrize("name", ["sinks", "alibi"])
+def test_a_gradient_of_the_mask_alone_is_not_lost(name: str) -> None:
+    q, k, v = Case("mask").tensors(torch.float32)
+    value = random(4, seed=1, dtype=torch.float32).requires_grad_()
+    out, _ = head_attention(q, k, v, mask=MaskSpec(**{name: value}))  # type: ignore[arg-type]
+    grad = torch.autograd.grad(out.square().sum(), value)[0]
+    exact, _ = head_attention(q, k, v, mask=MaskSpec(**{name: value}), backend="reference", allow_dense=True)  # type: ignore[arg-type]
+    torch.testing.assert_close(grad, torch.autograd.grad(exact.square().sum(), value)[0], rtol=1e-4, atol=1e-4)
+
+
 def test_a_gate_of_zero_still_has_the_gradient_that_ranks_heads() -> None:
     case = Case("pruned")
     q, k, v = case.tensors()
