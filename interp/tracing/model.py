@@ -82,7 +82,7 @@ class Model:
     @property
     def remote(self) -> bool:
         """Whether the weights are on a remote service, and here is only the shape of the model."""
-        return getattr(self.backend, "remote", False)
+        return self.backend.remote
 
     @property
     def device(self) -> torch.device:

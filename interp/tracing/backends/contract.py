@@ -25,6 +25,8 @@ class Backend(Protocol):
     """
 
     name: str
+    remote: bool
+    """Whether the weights are on a remote service, and here is only the shape of the model."""
     original: Any
     """The library's own object that runs are carried by: the one that was given, or the one made around it."""
     refusals: Refusals

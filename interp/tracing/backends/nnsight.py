@@ -18,8 +18,8 @@ from torch import nn
 
 from interp.errors import BadInput, ModelNotLoadable, SiteDidNotFire, UnsupportedArchitecture
 from interp.tracing.architectures import Parts, Refusals
+from interp.tracing.backends.attachment import Attachment, running
 from interp.tracing.backends.contract import Adopted
-from interp.tracing.backends.hooks import Attachment, running
 from interp.tracing.backends.kernel_tap import kernel_tap
 from interp.tracing.session import Session, StopForward
 from interp.tracing.spec import ModelSpec
@@ -55,6 +55,7 @@ class NnsightBackend:
     """Runs sessions on the nnsight model `original`, one trace a forward call."""
 
     name = "nnsight"
+    remote = False
 
     def __init__(self, original: Envoy, parts: Parts, spec: ModelSpec) -> None:
         self.original = original

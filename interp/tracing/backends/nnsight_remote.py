@@ -27,8 +27,8 @@ from interp.errors import BadInput, ModelNotLoadable, RemoteUnavailable, SiteDid
 from interp.tracing import interventions
 from interp.tracing.architectures import Block, Parts, Refusals
 from interp.tracing.backends import nnsight_server
+from interp.tracing.backends.attachment import Attachment
 from interp.tracing.backends.contract import Adopted
-from interp.tracing.backends.hooks import Attachment
 from interp.tracing.backends.nnsight import Side, check_whole
 from interp.tracing.backends.nnsight_server import perform
 from interp.tracing.edits import Edit

@@ -20,8 +20,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from interp.errors import BadInput, UnsupportedArchitecture
 from interp.tracing.architectures import Parts, Refusals
+from interp.tracing.backends.attachment import running
 from interp.tracing.backends.contract import Adopted
-from interp.tracing.backends.hooks import running
 from interp.tracing.backends.transformer_lens_points import Attachment, points_of, shows_attention
 from interp.tracing.session import Session, StopForward
 from interp.tracing.spec import ModelSpec
@@ -145,6 +145,7 @@ class TransformerLensBackend:
     """Runs sessions on the bridge `original` through its hook points; `hf` is the plain model of the same weights."""
 
     name = "transformer_lens"
+    remote = False
     attention = "eager"
 
     def __init__(self, bridge: Any, hf: nn.Module, parts: Parts, spec: ModelSpec) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from interp.tracing.architectures import Parts
 from interp.tracing.attention import KernelCall
-from interp.tracing.backends.hooks import output_weights
+from interp.tracing.backends.attachment import output_weights
 from interp.tracing.backends.kernel_tap import is_tapped, show
 from interp.tracing.session import Session
 
