@@ -19,8 +19,8 @@ TOLERANCE = 1e-5
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 HEAD = """# What is tested on every family and backend, and what is refused
 
-Written by `python -m tests.conformance.table`; the tests fail when it is out of date. Each line is a tiny random model of
-the family (float32): every site read, an edit at every site, every kind of edit, gradients, generation with edits,
+Written by `python -m tests.conformance.table`; the tests fail when it is out of date. Each line is a tiny random model
+of the family (float32): every site read, an edit at every site, every kind of edit, gradients, generation with edits,
 padding on both sides. What passes agrees to a relative {tolerance:g}, on the hooks backend with closed forms and the
 site equations, on the others with the hooks backend; every edit changes what the model computes. Nothing fails.
 `python -m interp.conformance MODEL` prints the same for a model of your own.
