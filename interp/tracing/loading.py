@@ -21,6 +21,8 @@ from interp.tracing.families import ARCHITECTURES
 from interp.tracing.model import Model
 from interp.tracing.spec import ModelSpec
 from interp.tracing.structure import count, recognise
+from kernels import integration
+from kernels.errors import UnsupportedRequest
 
 BACKENDS = {
     "hooks": "interp.tracing.backends.hooks",
@@ -56,11 +58,11 @@ def load(
     """Load a bundled model (`"pocket"`), a local folder or a hub id.
 
     Args:
-        attention: transformers' attention implementation (`"sdpa"`, `"eager"`, `"flex_attention"`, …); its default
-        otherwise. dtype: `"auto"` keeps the checkpoint's. device: the first GPU if there is one, else the CPU;
-        exclusive with `device_map`, which spreads the model (accelerate). tokenizer: a folder or hub id (or tokenizer
-        object) when the model's own folder has none. remote: the model stays on the remote service of
-        `backend="nnsight"` (NDIF); no weights are loaded here.
+        attention: transformers' attention implementation (`"sdpa"`, `"eager"`, `"flex_attention"`, …) or our kernels
+        (`"workbench"`); its default otherwise. dtype: `"auto"` keeps the checkpoint's. device: the first GPU if there
+        is one, else the CPU; exclusive with `device_map`, which spreads the model (accelerate). tokenizer: a folder or
+        hub id (or tokenizer object) when the model's own folder has none. remote: the model stays on the remote service
+        of `backend="nnsight"` (NDIF); no weights are loaded here.
 
     Raises:
         ModelNotLoadable: nothing there, no tokenizer, no safetensors weights, or weights that cannot be read.
@@ -83,6 +85,8 @@ def load(
     except Exception as error:
         raise _not_loadable(source, "the configuration", error) from error
     _refuse_encoder_decoder(config)
+    if attention == integration.NAME:
+        _install_kernels(config)
     words = _load_tokenizer(source if tokenizer is None else tokenizer, common)
     options = {"attn_implementation": attention, "device_map": device_map, "dtype": dtype}
     try:
@@ -171,6 +175,15 @@ def _refuse_encoder_decoder(config: Any) -> None:
             f"{config.model_type!r} is an encoder-decoder; sites are defined for one stack of blocks: a decoder or an "
             "encoder"
         )
+
+
+def _install_kernels(config: Any) -> None:
+    """Let transformers find our kernels by their name, unless the family could not use them."""
+    try:
+        integration.check_family(config)
+    except UnsupportedRequest as error:
+        raise UnsupportedArchitecture(str(error)) from error
+    integration.install()
 
 
 def _auto_class(config: Any) -> Any:
