@@ -1,0 +1,507 @@
+"""A key/value cache that keeps everything for some heads, and sinks and a recent window for the others.
+
+Retrieval heads need all keys, streaming heads do without the middle (DuoAttention, arXiv:2410.10819). `HeadwiseCache`
+is given to a model like any other, after `model.set_attn_implementation(ATTENTION)`:
+
+    cache = HeadwiseCache(model.config, FullHeads.top(scores, kv_heads=8, keep=0.25), max_length=32_768)
+    model.generate(**inputs, past_key_values=cache)
+
+`update` keeps the new keys until the attention function of this module asks for a layer's attention, and returns a
+handle that refuses to be anything but that: with another attention function the model stops instead of attending to
+keys that are no longer there. Streaming heads see their part during the prompt too, so one pass and many give the same.
+
+In a layer with a sliding window of its own every head is kept in that window, which is bounded already, and sees its
+part of it. `compensation` is RazorAttention's (arXiv:2407.15891): the mean of the dropped keys, with the mean of their
+values, counted as often as there are dropped keys; which these are depends on the query, not on how a text was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from kernels.attention import head_attention
+from kernels.errors import InvalidRequest, UnsupportedRequest
+from kernels.patterns import HeadKind, Pattern, full, streaming
+from kernels.types import CaptureSpec, HeadPlan, MaskSpec, on_device
+
+ATTENTION = "workbench_headwise"
+"""The attention implementation that knows this cache; with any other cache it is ordinary attention."""
+
+Reduction = Literal["max", "mean"]
+
+
+def kv_scores(scores: Tensor, kv_heads: int, reduction: Reduction) -> Tensor:
+    """Scores `[layer kv_head]` of scores of query heads `[layer head]`: their maximum (RazorAttention) or mean."""
+    if reduction not in get_args(Reduction):
+        raise InvalidRequest(f"reduction={reduction!r}; there are {', '.join(get_args(Reduction))}")
+    if scores.ndim != 2 or kv_heads < 1 or scores.shape[1] % kv_heads:
+        raise InvalidRequest(f"scores of shape {list(scores.shape)} are not of heads that share {kv_heads} evenly")
+    groups = scores.unflatten(1, (kv_heads, -1))
+    return groups.amax(-1) if reduction == "max" else groups.mean(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class FullHeads:
+    """Which key/value heads keep everything, `full` `[layer kv_head]` bool, and how they were chosen."""
+
+    full: Tensor
+    reduction: str = ""
+    rule: str = ""
+
+    def __post_init__(self) -> None:
+        if self.full.ndim != 2 or self.full.dtype != torch.bool:
+            raise InvalidRequest(f"full heads are {self.full.dtype} {list(self.full.shape)}; bool [layer, kv_head]")
+
+    @classmethod
+    def top(cls, scores: Tensor, *, kv_heads: int, keep: float, reduction: Reduction = "max") -> FullHeads:
+        """The share `keep` of all key/value heads that score best, by the scores of query heads `[layer head]`."""
+        if not 0 <= keep <= 1:
+            raise InvalidRequest(f"keep={keep} is not a share of the heads: it goes from 0 to 1")
+        if not bool(torch.isfinite(scores).all()):
+            raise InvalidRequest("scores that are not finite put heads in no order")
+        reduced = kv_scores(scores, kv_heads, reduction)
+        best = reduced.flatten().argsort(descending=True, stable=True)[: round(keep * reduced.numel())]
+        chosen = torch.zeros(reduced.numel(), dtype=torch.bool)
+        chosen[best.cpu()] = True
+        return cls(chosen.view(reduced.shape), reduction, f"top {keep:g}")
+
+
+class WholeKeys:
+    """Every key of some key/value heads; position p is in slot p."""
+
+    pattern = full()
+
+    def __init__(self, heads: list[int], max_length: int) -> None:
+        self.heads, self.slots = heads, max_length
+
+    def allocate(self, key: Tensor, value: Tensor) -> None:
+        self.keys, self.values = (x.new_zeros(len(x), len(self.heads), self.slots, x.shape[3]) for x in (key, value))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"keys": self.keys, "values": self.values}
+
+    def positions(self, seen: int, starts: Tensor) -> Tensor:
+        """The position that every slot holds once `seen` are in, `[batch|1 slot]`; -1 where it holds none."""
+        slots = torch.arange(self.slots, device=starts.device)
+        return torch.where(slots < seen, slots, -1)[None]
+
+    def attend(self, q: Tensor, key: Tensor, value: Tensor, mask: MaskSpec, first: int, backend: str) -> Tensor:
+        end = first + key.shape[2]
+        self.keys[:, :, first:end], self.values[:, :, first:end] = key, value
+        keys, values = self.keys[:, :, :end], self.values[:, :, :end]
+        return head_attention(q, keys, values, mask=replace(mask, q_offset=first), backend=backend)[0]
+
+
+class RecentKeys:
+    """The first `sinks` keys of every sequence and the latest `window`, a ring: position p is in slot `p % window`.
+
+    pattern: what of them a head sees.
+    """
+
+    def __init__(self, heads: list[int], pattern: Pattern, sinks: int, window: int, compensation: bool = False) -> None:
+        self.heads, self.pattern, self.sinks, self.window = heads, pattern, sinks, window
+        self.compensation = compensation
+
+    def allocate(self, key: Tensor, value: Tensor) -> None:
+        slots = self.sinks + self.window
+        self.keys, self.values = (x.new_zeros(len(x), len(self.heads), slots, x.shape[3]) for x in (key, value))
+        if self.compensation:
+            precise = torch.promote_types(key.dtype, torch.float32)
+            sums = (x.new_zeros(len(x), len(self.heads), x.shape[3], dtype=precise) for x in (key, value))
+            self.key_sum, self.value_sum = sums
+            self.dropped = key.new_zeros(len(key), dtype=torch.int64)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        names = ("keys", "values", "key_sum", "value_sum", "dropped") if self.compensation else ("keys", "values")
+        return {name: getattr(self, name) for name in names}
+
+    def positions(self, seen: int, starts: Tensor) -> Tensor:
+        """The position that every slot holds once `seen` are in, `[batch|1 slot]`; -1 where it holds none.
+
+        A sink that is still in the ring is counted there.
+        """
+        last = seen - 1
+        sinks = starts[:, None] + torch.arange(self.sinks, device=starts.device)
+        sinks = torch.where(sinks <= last - self.window, sinks, -1)
+        ring = last - (last - torch.arange(self.window, device=starts.device)) % self.window
+        return torch.cat([sinks, ring.clamp(min=-1).expand(len(starts), -1)], dim=1)
+
+    def attend(self, q: Tensor, key: Tensor, value: Tensor, mask: MaskSpec, first: int, backend: str) -> Tensor:
+        starts = _starts(mask, q.device)
+        dropped = self._drop(key, value, starts, first) if self.compensation else None
+        capture = None if dropped is None else CaptureSpec(argmax=False, probability=False)
+        if q.shape[2] == 1:
+            self._write(key, value, starts, first)
+            keys, values, plan, shown = self.keys, self.values, None, self._shown(mask, starts, first)
+        else:
+            keys, values, shown = self._in_order(key, value, mask, starts, first)
+            plan = on_device(HeadPlan.of([self.pattern] * q.shape[1]), q.device)
+            self._write(key, value, starts, first)
+        out, stats = head_attention(q, keys, values, mask=shown, plan=plan, capture=capture, backend=backend)
+        if dropped is None:
+            return out
+        assert stats is not None
+        assert stats.log_sum_exp is not None
+        return compensate(out, stats.log_sum_exp, q, *dropped, scale=mask.scale)
+
+    def _shown(self, mask: MaskSpec, starts: Tensor, last: int) -> MaskSpec:
+        """One query at `last`: which slots it sees. They are in no order, so causality and windows are spelt out."""
+        positions = self.positions(last + 1, starts)
+        distance = last - positions
+        seen = positions >= starts[:, None]
+        if self.pattern.kind is HeadKind.SPARSE:
+            seen &= (distance < self.pattern.window) | (positions - starts[:, None] < self.pattern.sinks)
+        if mask.window is not None:
+            seen &= distance < mask.window
+        return replace(mask, causal=False, window=None, starts=None, key_mask=seen, q_offset=None)
+
+    def _in_order(
+        self, key: Tensor, value: Tensor, mask: MaskSpec, starts: Tensor, first: int
+    ) -> tuple[Tensor, Tensor, MaskSpec]:
+        """Several queries: sinks, ring and new keys at consecutive positions, without the gap after the sinks.
+
+        The ring begins at `oldest`; the sinks of sequences that began long before it move up to it, and with them the
+        start of those sequences.
+        """
+        oldest = max(0, first - self.window)
+        sinks = min(self.sinks, oldest)
+        begin = starts.clamp(min=oldest - sinks) if sinks else starts
+        places = torch.arange(oldest - sinks, oldest, device=key.device) - begin[:, None]
+        ring = self.sinks + torch.arange(oldest, first, device=key.device) % self.window
+
+        def joined(kept: Tensor, new: Tensor) -> Tensor:
+            at_start = kept.gather(2, _index(places.clamp(min=0), kept))
+            return torch.cat([at_start, kept[:, :, ring], new], dim=2)
+
+        shown = replace(mask, q_offset=first, kv_offset=oldest - sinks, starts=begin)
+        return joined(self.keys, key), joined(self.values, value), shown
+
+    def _write(self, key: Tensor, value: Tensor, starts: Tensor, first: int) -> None:
+        end = first + key.shape[2]
+        latest = torch.arange(max(first, end - self.window), end, device=key.device)
+        sinks = starts[:, None] + torch.arange(self.sinks, device=key.device) - first
+        new = (sinks >= 0) & (sinks < key.shape[2])
+        any_new = bool(new.any())
+        for kept, given in ((self.keys, key), (self.values, value)):
+            kept[:, :, self.sinks + latest % self.window] = given[:, :, latest - first]
+            if any_new:
+                given = given.gather(2, _index(sinks.clamp(0, key.shape[2] - 1), given))
+                kept[:, :, : self.sinks] = torch.where(new[:, None, :, None], given, kept[:, :, : self.sinks])
+
+    def _drop(self, key: Tensor, value: Tensor, starts: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        """For each query, means of the keys and values it no longer sees `[B K T D]`, and how many `[B T]`."""
+        queries = key.shape[2]
+        from_ring = min(queries, self.window)
+        ring = self.sinks + torch.arange(first, first + from_ring, device=key.device) % self.window
+        positions = torch.arange(first, first + queries, device=key.device) - self.window
+        counted = positions >= starts[:, None] + self.sinks
+        count = (counted.cumsum(-1) + self.dropped[:, None]).expand(len(key), -1)
+        means = []
+        for kept, new, total in ((self.keys, key, self.key_sum), (self.values, value, self.value_sum)):
+            gone = torch.cat([kept[:, :, ring], new[:, :, : queries - from_ring]], dim=2).to(total.dtype)
+            sums = (gone * counted[:, None, :, None]).cumsum(2) + total[:, :, None]
+            total.copy_(sums[:, :, -1])
+            means.append(sums / count.clamp(min=1)[:, None, :, None])
+        self.dropped.copy_(count[:, -1])
+        return means[0], means[1], count
+
+
+def compensate(
+    out: Tensor, log_sum_exp: Tensor, q: Tensor, key: Tensor, value: Tensor, count: Tensor, *, scale: float | None
+) -> Tensor:
+    """Attention `out` `[B T H D]` with one key more for every query, that counts as `count` `[B T]` keys.
+
+    key, value `[B K T D]` are the query's own; its score has no soft-cap. Softmax parts merge by their log-sum-exp.
+    """
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    groups = q.to(key.dtype).unflatten(1, (key.shape[1], -1))
+    score = torch.einsum("bkgtd,bktd->bkgt", groups, key) * scale + count.to(key.dtype).log()[:, None, None]
+    share = (score - log_sum_exp.to(key.dtype).unflatten(1, (key.shape[1], -1))).sigmoid()
+    share = torch.where(count[:, None, None] > 0, share, 0.0).flatten(1, 2).transpose(1, 2)[..., None]
+    token = value.transpose(1, 2).repeat_interleave(q.shape[1] // key.shape[1], dim=2)
+    return (out + share * (token - out)).to(out.dtype)
+
+
+class CachedKeys(Tensor):
+    """What `update` returns in place of keys and of values: the layer that holds them, and nothing to compute with."""
+
+    layer: HeadwiseLayer
+
+    @classmethod
+    def of(cls, layer: HeadwiseLayer) -> CachedKeys:
+        handle = torch.empty(0).as_subclass(cls)
+        handle.layer = layer
+        return handle
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return "CachedKeys()"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise UnsupportedRequest(
+            f"the keys of a HeadwiseCache are read by {ATTENTION!r} attention alone: call "
+            f"model.set_attn_implementation({ATTENTION!r}); models that change their cached keys cannot use it"
+        )
+
+
+class HeadwiseLayer(CacheLayerMixin):
+    """The keys and values of one layer, in `parts` of heads that keep the same."""
+
+    is_croppable = False
+
+    def __init__(self, parts: list[WholeKeys | RecentKeys], window: int | None, max_length: int, backend: str) -> None:
+        super().__init__()
+        self.parts, self.window, self.max_length, self.backend = parts, window, max_length, backend
+        self.kv_heads = sum(len(part.heads) for part in parts)
+        self.seen = 0
+        self.starts: Tensor | None = None
+        self.new: tuple[Tensor, Tensor] | None = None
+        self.handle = CachedKeys.of(self)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        for part in self.parts:
+            part.allocate(key_states, value_states)
+        self.batch, self.is_initialized = len(key_states), True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take keys and values `[B K T D]` for the next `attend`; raises InvalidRequest past `max_length`."""
+        batch, kv_heads, length, _ = key_states.shape
+        if self.seen + length > self.max_length:
+            raise InvalidRequest(f"{self.seen + length} positions: this cache holds max_length={self.max_length}")
+        if kv_heads != self.kv_heads or (self.is_initialized and batch != self.batch):
+            rows = self.batch if self.is_initialized else batch
+            raise InvalidRequest(f"keys of {batch} rows, {kv_heads} heads; this cache has {rows} of {self.kv_heads}")
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            raise UnsupportedRequest("this cache keeps no gradients: call the model under torch.no_grad()")
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.new = (key_states, value_states)
+        return self.handle, self.handle
+
+    def attend(self, q: Tensor, mask: MaskSpec) -> Tensor:
+        """Attention `[B T H D]` of q `[B H T D]`, the queries of the last `update`, which from now on is cached."""
+        if self.new is None:
+            raise InvalidRequest("there are no new keys to attend to: update comes first")
+        (key, value), self.new = self.new, None
+        self._check(q, key, mask)
+        group, pieces = q.shape[1] // self.kv_heads, []
+        for part in self.parts:
+            heads = [head * group + i for head in part.heads for i in range(group)]
+            sinks = None if mask.sinks is None else mask.sinks[heads]
+            given = (q[:, heads], key[:, part.heads], value[:, part.heads]) if len(self.parts) > 1 else (q, key, value)
+            pieces.append((heads, part.attend(*given, replace(mask, sinks=sinks), self.seen, self.backend)))
+        self.seen += key.shape[2]
+        if len(pieces) == 1:
+            return pieces[0][1]
+        out = q.new_empty(len(q), q.shape[2], q.shape[1], value.shape[3])
+        for heads, piece in pieces:
+            out[:, :, heads] = piece
+        return out
+
+    def _check(self, q: Tensor, key: Tensor, mask: MaskSpec) -> None:
+        if not mask.causal or mask.alibi is not None or mask.kv_offset:
+            raise UnsupportedRequest("a headwise cache serves causal attention from position 0 on, without ALiBi")
+        if mask.window != self.window:
+            raise InvalidRequest(f"a mask of window {mask.window} for a layer that is cached for {self.window}")
+        if mask.key_mask is not None or (mask.starts is not None and mask.starts.ndim == 2):
+            raise UnsupportedRequest("a headwise cache takes left padding alone: no holes, packing, padding at the end")
+        if mask.q_offset not in (None, self.seen):
+            raise InvalidRequest(f"the first query is at {mask.q_offset}; {self.seen} positions are cached")
+        if q.shape[2] != key.shape[2] or q.shape[1] % self.kv_heads:
+            raise InvalidRequest(f"queries {list(q.shape)} do not fit the new keys {list(key.shape)}")
+        starts = _starts(mask, q.device)
+        if self.starts is not None and bool((starts.clamp(max=self.seen) != self.starts.clamp(max=self.seen)).any()):
+            raise InvalidRequest(f"sequences began at {self.starts.tolist()}, now at {starts.tolist()}: padding moved")
+        self.starts = starts
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [tensor for part in self.parts for tensor in part.tensors.values()] if self.is_initialized else []
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_max_length(self) -> int:
+        return self.max_length
+
+    def reset(self) -> None:
+        self.seen, self.starts, self.new = 0, None, None
+        for tensor in self.tensors:
+            tensor.zero_()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove:
+            raise UnsupportedRequest("streaming heads cannot take tokens back: what they dropped is gone")
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._rows(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._rows(lambda x: x[indices])
+
+    def _rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        if not self.is_initialized:
+            return
+        for part in self.parts:
+            for name, tensor in part.tensors.items():
+                setattr(part, name, change(tensor))
+        if self.starts is not None and len(self.starts) == self.batch:
+            self.starts = change(self.starts)
+        self.batch = len(self.tensors[0])
+
+
+class HeadwiseCache(Cache):
+    """A cache for a model of `config`; `heads` keep everything, the others `sinks` keys and the latest `window`.
+
+    Memory for `max_length` positions is taken on first use and counted in `bytes`. compensation: in layers without a
+    sliding window streaming heads see one key for all they dropped. Raises InvalidRequest for sizes or heads that do
+    not fit, UnsupportedRequest for layers that are no ordinary attention.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        heads: FullHeads,
+        *,
+        max_length: int,
+        sinks: int = 64,
+        window: int = 256,
+        compensation: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        config = config.get_text_config(decoder=True)
+        pattern = streaming(sinks, window)
+        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        if tuple(heads.full.shape) != (config.num_hidden_layers, kv_heads):
+            shape = [config.num_hidden_layers, kv_heads]
+            raise InvalidRequest(
+                f"full heads of shape {list(heads.full.shape)}; the model has [layer, kv_head] {shape}"
+            )
+        if max_length < 1:
+            raise InvalidRequest(f"max_length={max_length}: a cache holds at least one position")
+        self.heads, self.sinks, self.window, self.compensation = heads, sinks, window, compensation
+        layers = []
+        for keeps_all, own_window in zip(heads.full.tolist(), _windows(config), strict=True):
+            if sinks + window >= max_length:
+                keeps_all = [True] * kv_heads  # nothing would ever be dropped
+            groups = ([h for h in range(kv_heads) if keeps_all[h] == kind] for kind in (True, False))
+            parts: list[WholeKeys | RecentKeys] = []
+            for part_heads, shown in zip(groups, (full(), pattern), strict=True):
+                if part_heads and own_window is not None and own_window < max_length:
+                    parts.append(RecentKeys(part_heads, shown, 0, own_window))
+                elif part_heads and shown.kind is HeadKind.FULL:
+                    parts.append(WholeKeys(part_heads, max_length))
+                elif part_heads:
+                    parts.append(RecentKeys(part_heads, shown, sinks, window, compensation))
+            layers.append(HeadwiseLayer(parts, own_window, max_length, backend))
+        super().__init__(layers=layers)
+
+    def attend(self, layer: int, q: Tensor, mask: MaskSpec) -> Tensor:
+        """Attention `[B T H D]` of a layer's queries `[B H T D]` over all it keeps, after its `update`."""
+        return self.layers[layer].attend(q, mask)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors this cache keeps; 0 before its first use."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors)
+
+    @property
+    def bytes_if_full(self) -> int:
+        """Bytes that keys and values would take if every head kept everything its layer can see."""
+        return sum(_full_bytes(layer) for layer in self.layers if layer.is_initialized)
+
+
+def _full_bytes(layer: HeadwiseLayer) -> int:
+    slots = layer.max_length if layer.window is None else min(layer.window, layer.max_length)
+    part = layer.parts[0]
+    width = (part.keys.shape[3] + part.values.shape[3]) * part.keys.element_size()
+    return layer.batch * layer.kv_heads * slots * width
+
+
+def _windows(config: PreTrainedConfig) -> Iterator[int | None]:
+    """The sliding window of each layer, or None."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    for kind in kinds or ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UnsupportedRequest(f"a layer is {kind}; headwise are full_attention and sliding_attention layers")
+        yield window if kind == "sliding_attention" else None
+
+
+def _starts(mask: MaskSpec, device: torch.device) -> Tensor:
+    return torch.zeros(1, dtype=torch.int64, device=device) if mask.starts is None else mask.starts
+
+
+def _index(positions: Tensor, like: Tensor) -> Tensor:
+    """Positions `[B|1 n]` to gather along dimension 2 of `[B K S D]`."""
+    return positions[:, None, :, None].expand(len(like), like.shape[1], -1, like.shape[3])
+
+
+def _mask(
+    *,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    use_vmap: bool = False,
+    **others: Any,
+) -> MaskSpec:
+    """The mask function of `ATTENTION`: what transformers knows of a mask, as data."""
+    if use_vmap or not allow_is_causal_skip or "allow_is_bidirectional_skip" in others:
+        raise UnsupportedRequest(f"{ATTENTION!r} attention is causal, with a window or left padding; not this mask")
+    spec = MaskSpec(window=local_size, q_offset=int(q_offset), kv_offset=int(kv_offset))
+    if attention_mask is None:
+        return spec
+    real = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
+    if bool(real.all()):
+        return spec
+    starts = torch.where(real.any(-1), real.int().argmax(-1), real.shape[1])
+    is_left = torch.equal(real, torch.arange(real.shape[1], device=real.device) >= starts[:, None])
+    return replace(spec, starts=starts + kv_offset, key_mask=None if is_left else real)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: MaskSpec | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The attention function of `ATTENTION`."""
+    if not isinstance(attention_mask, MaskSpec):
+        raise UnsupportedRequest(f"{ATTENTION!r} attention makes its own masks; it was given a ready one")
+    if dropout:
+        raise UnsupportedRequest(f"dropout={dropout}: {ATTENTION!r} attention is for evaluation, call model.eval()")
+    mask = replace(attention_mask, scale=scaling, softcap=softcap, sinks=s_aux)
+    if isinstance(key, CachedKeys):
+        return key.layer.attend(query, mask), None
+    return head_attention(query, key, value, mask=mask)[0], None
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _mask)
