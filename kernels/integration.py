@@ -113,6 +113,7 @@ def intervene(model: PreTrainedModel, plans: Mapping[int, LayerPlan]) -> Iterato
 
     Layers are counted in the order in which the model computes them. Blocks nest: an inner plan replaces the parts it
     names, and an outer capture that it does not replace goes on. However a block ends, what held before holds again.
+    Under gradient checkpointing the backward pass computes layers again, so it belongs inside the block.
 
     Raises InvalidRequest for layers and heads that the model has not, and what `self_check` raises, which runs at the
     first use of a model.
@@ -155,6 +156,10 @@ def self_check(model: PreTrainedModel) -> list[AttentionLayer]:
         model(input_ids=ids, attention_mask=real)
     if not calls:
         raise UnsupportedRequest(f"{type(model).__name__} never called the attention function it was given")
+    if len({layer.module for layer in calls}) < len(calls):
+        raise UnsupportedRequest(
+            f"{type(model).__name__} calls one attention module several times; plans could not differ"
+        )
     _layers[model] = calls
     return calls
 
@@ -167,7 +172,8 @@ def _check_model(model: PreTrainedModel) -> None:
     current = config.get_text_config()._attn_implementation
     if current != NAME:
         raise UnsupportedRequest(
-            f"the model computes attention as {current!r}: install(), then model.set_attn_implementation({NAME!r})"
+            f"the model computes attention as {current!r}: install(), then model.set_attn_implementation({NAME!r}); "
+            "where transformers warns that it cannot, the family computes attention in its own code"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 from transformers.masking_utils import chunked_causal_mask_function, eager_mask, sliding_window_causal_mask_function
 from transformers.models.llama import modeling_llama
 
@@ -25,7 +25,7 @@ from kernels.patterns import full, pruned, streaming
 from kernels.request import Request
 from kernels.types import CaptureSpec, HeadGates, HeadPlan, MaskSpec
 from kernels.visibility import mask_allows
-from tests.families import FAMILIES, OWN_ATTENTION, VOCAB, build, prompts, ragged, word_tokenizer
+from tests.families import FAMILIES, OWN_ATTENTION, VOCAB, build, prompts, ragged, randomise, word_tokenizer
 
 SUPPORTED = [name for name in FAMILIES if name not in (*OWN_ATTENTION, "modernbert")]
 WINDOWED = ("mistral", "gemma2", "gemma3", "gpt_oss", "cohere2")
@@ -75,6 +75,53 @@ def test_generation_gives_the_logits_of_eager_attention(family: str, cache: str)
     assert torch.equal(got.sequences, wanted.sequences)
     for ours, theirs in zip(got.logits, wanted.logits, strict=True):
         agree(ours, theirs)
+
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 64,
+    "pad_token_id": 2,
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "llama4_text": {  # attention within chunks of the context
+        **_SMALL,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "intermediate_size_mlp": 64,
+        "num_local_experts": 2,
+        "attention_chunk_size": 6,
+    },
+    "deepseek_v3": {  # values of another width than keys
+        **_SMALL,
+        "q_lora_rank": 32,
+        "kv_lora_rank": 32,
+        "qk_rope_head_dim": 16,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+        "first_k_dense_replace": 2,
+    },
+    "gpt_bigcode": {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 4, "multi_query": True},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_prompt_and_generate_as_eager_attention_does(family: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **OTHERS[family])).eval()
+    randomise(model)
+    inputs, logits = padded(), {}
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
+    for kind in ("workbench", "eager"):
+        model.set_attn_implementation(kind)
+        steps = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True).logits
+        logits[kind] = model(**inputs).logits[inputs["attention_mask"].bool()], torch.stack(steps)
+    agree(logits["workbench"][0], logits["eager"][0])
+    agree(logits["workbench"][1], logits["eager"][1])
 
 
 @torch.no_grad()
@@ -423,6 +470,15 @@ def test_a_mask_of_ours_never_reaches_attention_of_another_kind() -> None:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="workbench")
     with pytest.raises(UnsupportedRequest, match="'mpt' computes attention in its own code"):
         model(prompts())
+
+
+def test_layers_that_share_a_module_cannot_have_plans() -> None:
+    settings = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64}
+    config = AutoConfig.for_model("albert", vocab_size=VOCAB, embedding_size=32, **settings)
+    model = AutoModelForMaskedLM.from_config(config, attn_implementation="workbench").eval()
+    assert model(prompts()).logits.isfinite().all()
+    with pytest.raises(UnsupportedRequest, match="calls one attention module several times"), intervene(model, {}):
+        raise AssertionError
 
 
 def test_a_model_that_runs_otherwise_is_refused() -> None:
