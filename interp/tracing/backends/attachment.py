@@ -180,7 +180,8 @@ class Attachment:
                 v=v,
                 scaling=q.shape[-1] ** -0.5 if scaling is None else float(scaling),
                 softcap=kwargs.get("softcap"),
-                sliding_window=kwargs.get("sliding_window"),
+                # Where a family does not pass it on (Qwen-MoE), the mask was made with the module's own.
+                sliding_window=kwargs.get("sliding_window", getattr(module, "sliding_window", None)),
                 sinks=kwargs.get("s_aux"),
                 causal=self.parts.architecture.causal,
             )
