@@ -110,7 +110,6 @@ class HeadwiseLayer(CacheLayerMixin):
         self.seen = 0
         self.starts: Tensor | None = None
         self.new: tuple[Tensor, Tensor] | None = None
-        self.handle = CachedKeys.of(self)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         for part in self.parts:
@@ -130,7 +129,8 @@ class HeadwiseLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.new = (key_states, value_states)
-        return self.handle, self.handle
+        handle = CachedKeys.of(self)  # kept by nobody: a cache that is let go of frees its memory at once
+        return handle, handle
 
     def attend(self, q: Tensor, mask: MaskSpec) -> Tensor:
         """Attention `[B T H D]` of q `[B H T D]`, the queries of the last `update`, which from now on is cached."""

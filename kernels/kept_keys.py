@@ -98,14 +98,15 @@ class RecentKeys:
         return compensate(out, stats.log_sum_exp, q, *dropped, scale=mask.scale)
 
     def _shown(self, mask: MaskSpec, starts: Tensor, last: int) -> MaskSpec:
-        """One query at `last`: which slots it sees. They are in no order, so causality and windows are spelt out."""
+        """One query at `last`: which slots it sees. They are in no order, so the pattern is spelt out.
+
+        A layer's own window needs no mask: it is as long as the ring.
+        """
         positions = self.positions(last + 1, starts)
         distance = last - positions
         seen = positions >= starts[:, None]
         if self.pattern.kind is HeadKind.SPARSE:
             seen &= (distance < self.pattern.window) | (positions - starts[:, None] < self.pattern.sinks)
-        if mask.window is not None:
-            seen &= distance < mask.window
         return replace(mask, causal=False, window=None, starts=None, key_mask=seen, q_offset=None)
 
     def _in_order(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -199,6 +200,10 @@ def test_bytes_are_those_that_are_allocated_and_do_not_grow(compensation: bool) 
     assert cache.bytes == one * (512 + 3 * (SINKS + RECENT)) + sums
     assert cache.bytes_if_full == one * 512 * 4
     assert cache.bytes < 0.27 * cache.bytes_if_full
+    kept = weakref.ref(held.pop())
+    held.clear()
+    del cache
+    assert kept() is None
 
 
 @torch.no_grad()
