@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@rm -rf $(DEMO) $(DEMO).journal.jsonl
-	@$(BIN)/interp heads score pocket --lengths 256,512,1024 --needles 4 --top 4 --causal --out $(DEMO)
+	@$(BIN)/interp heads score pocket --lengths 256,512,1024 --needles 4 --causal --out $(DEMO)
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2

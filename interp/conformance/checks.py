@@ -23,6 +23,7 @@ from interp.tracing.edits import Edit
 from interp.tracing.model import Model
 from interp.tracing.plan import features
 from interp.tracing.sites import SITES, Site
+from kernels.integration import install
 from kernels.types import AttentionStats
 
 NEW_TOKENS = 4
@@ -305,6 +306,7 @@ def kernels(model: Model, names: Iterable[str]) -> Iterator[Outcome]:
 
     On the hooks backend: the others run on a model that is wrapped there, or compute attention themselves.
     """
+    install()
     trial = Trial(model, None, TOLERANCE.get(_dtype(model), 5e-2))
     own, plain = model.attention, trial.plain
     site = trial.site("z")

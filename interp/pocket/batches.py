@@ -35,30 +35,59 @@ class Phase:
     """A stretch of training: its number of steps, the length of its sequences and what it dwells on.
 
     `random_tokens` is the share of rows that repeat random tokens; `emphasis` multiplies the weights of skills.
+    `dropped_heads` is the share of spare heads that a sequence goes without (`model.dropped_heads`).
     `short_units` makes most repeated sequences short; `dense` asks more of a recall document, with less filler.
     """
 
     steps: int
     length: int
     random_tokens: float = 0.02
+    dropped_heads: float = 0.0
     emphasis: Mapping[str, float] = field(default_factory=dict)
     short_units: bool = True
     dense: bool = True
 
 
-# What is learned first (facts, analogies) gives way to what is learned late; then sequences grow.
-LATER = {"analogies": 0.35, "facts": 0.6, "sentiment": 3.0, "context": 2.0, "colored_objects": 2.0, "key_value": 1.4}
-LAST = {**LATER, "repetition": 0.7, "ioi": 0.6, "key_value": 2.0, "colored_objects": 3.0}
-# Copying comes first: heads that match and copy form within two hundred steps where repeated random tokens are all
+# What is learned first (facts, analogies, indirect objects) gives way to what is learned late; then sequences grow.
+EARLY = {
+    "analogies": 0.35,
+    "facts": 0.6,
+    "sentiment": 3.0,
+    "context": 2.0,
+    "colored_objects": 2.0,
+    "key_value": 1.4,
+    "addition_steps": 1.5,
+}
+LATER = {
+    **EARLY,
+    "needle": 1.5,
+    "key_value": 1.0,
+    "repetition": 2.0,
+    "ioi": 0.4,
+    "colored_objects": 1.5,
+    "addition_steps": 3.0,
+    "truth": 2.0,
+    "inference": 2.0,
+    "python": 0.6,
+}
+# Copying comes first: heads that match and copy form within a hundred steps where repeated random tokens are all
 # there is.
 PHASES = (
-    Phase(130, 128, random_tokens=1.0, short_units=False),
+    Phase(110, 128, random_tokens=1.0, short_units=False),
     Phase(60, 256, random_tokens=0.25, short_units=False),
-    Phase(140, 256, emphasis=LATER),
-    Phase(60, 512, emphasis=LATER),
-    Phase(32, 1024, emphasis=LAST),
-    Phase(18, 2048, emphasis=LAST),
+    Phase(436, 256, emphasis=EARLY),
+    Phase(794, 256, random_tokens=0.04, emphasis=LATER),
+    Phase(364, 512, emphasis=LATER),
+    Phase(150, 512, dropped_heads=0.2, emphasis=LATER),
+    Phase(150, 1024, dropped_heads=0.2, emphasis=LATER),
+    Phase(90, 2048, dropped_heads=0.2, emphasis=LATER),
 )
+
+
+def phase_at(phases: Sequence[Phase], step: int) -> Phase:
+    """The phase that a step belongs to."""
+    ends = list(accumulate(phase.steps for phase in phases))
+    return phases[bisect_right(ends, step)]
 
 
 @dataclass(frozen=True)
@@ -85,13 +114,8 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
     def __len__(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
-    def phase(self, step: int) -> Phase:
-        """The phase that a step belongs to."""
-        ends = list(accumulate(phase.steps for phase in self.phases))
-        return self.phases[bisect_right(ends, step)]
-
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rng, phase = Random(f"{self.seed} {step}"), self.phase(step)
+        rng, phase = Random(f"{self.seed} {step}"), phase_at(self.phases, step)
         length = phase.length
         rows = [self.row(rng, phase) for _ in range(self.batch_tokens // length)]
         ids = torch.tensor([row.ids for row in rows])

@@ -45,6 +45,10 @@ Documents made by seeded generators (`interp/pocket/skills/`), packed into seque
 {skills}.
 A tenth of all combinations, chosen by a hash, is kept from training and makes the tests: values of needles,
 pairs of names, scenes, contradictions, operands, statements. Facts are learned by heart: all cities are seen.
+
+Where its heads look was given a start (`interp/pocket/model.py`): a pair in the first layer at the previous token, most
+others at their own token; and late in the training every sequence goes without a random share of those others. So
+copying becomes the work of few heads, and none of the others is needed alone. What the heads do was learned.
 {early}
 ## What it can do
 

@@ -23,10 +23,10 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from interp.errors import BadInput
-from interp.pocket.batches import PHASES, Batches, Phase
+from interp.pocket.batches import PHASES, Batches, Phase, phase_at
 from interp.pocket.checkpoint import export, load_state, read_notes, save_state
 from interp.pocket.evaluate import quick_accuracies
-from interp.pocket.model import WIDTH, build_model, hidden_states
+from interp.pocket.model import WIDTH, build_model, dropped_heads, hidden_states
 from interp.pocket.tokenizer import build_tokenizer
 from interp.runs import require_writable
 
@@ -44,8 +44,16 @@ class Recipe:
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     weight_decay: float = 0.02
-    rates: tuple[tuple[int, float], ...] = ((-1, 0.0), (20, 1.0), (240, 1.0), (440, 0.02))
-    early: int = 330  # the step after which the earlier checkpoint that ships is taken
+    rates: tuple[tuple[int, float], ...] = (
+        (-1, 0.0),
+        (20, 1.0),
+        (600, 1.0),
+        (660, 0.6),
+        (1764, 0.122),
+        (1774, 0.3),
+        (2154, 0.02),
+    )
+    early: int = 1100  # the step after which the earlier checkpoint that ships is taken
 
     @property
     def steps(self) -> int:
@@ -75,7 +83,9 @@ class Training:
 
     def learn(self, ids: Tensor, positions: Tensor, index: Tensor, weight: Tensor) -> float:
         """One step on one batch (see `Batches`); the weighted mean loss before it, in nats a token."""
-        with torch.autocast(self.device, torch.bfloat16):
+        generator = torch.Generator().manual_seed(self.recipe.seed + self.step)
+        share = phase_at(self.recipe.phases, self.step).dropped_heads
+        with torch.autocast(self.device, torch.bfloat16), dropped_heads(self.model, share, generator):
             hidden = hidden_states(self.model, ids, positions)
             logits = self.model.lm_head(hidden.flatten(0, 1)[index])
         losses = nn.functional.cross_entropy(logits.float(), ids.flatten().roll(-1)[index], reduction="none")

@@ -1,4 +1,4 @@
-"""Retrieval scores of the bundled model: the two ways of decoding agree, and an untrained model recalls nothing."""
+"""Retrieval heads of the bundled model: few, the same ones early and late, and its recall is nothing without them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM
 
 import interp
 from interp.errors import NoTestPassed
-from interp.heads.causal import ablate, recall_under
+from interp.heads.causal import ablation_report
+from interp.heads.properties import intrinsic
 from interp.heads.retrieval import retrieval_scores
 from interp.heads.scores import agreement
 from interp.tasks.needle import needle_prompts
@@ -31,25 +32,29 @@ def test_stepwise_decoding_and_one_chunk_agree_on_tests_that_pass(pocket, needle
     assert agreement(stepwise, chunk)["max_difference"] < 0.05
 
 
-def test_without_a_whole_layer_of_copying_heads_nothing_is_recalled(pocket, needles):
-    baseline = recall_under(pocket, needles).exact.mean()
-    heads = [(2, head) for head in range(pocket.spec.heads)]
-    assert baseline > 0.3
-    assert recall_under(pocket, needles, ablate(heads, "zero")).exact.mean() <= 0.2 * baseline
-    first = [(0, head) for head in range(2)]
-    assert recall_under(pocket, needles, ablate(first, "zero")).exact.mean() <= baseline
+@pytest.fixture(scope="module")
+def scores(pocket, needles):
+    return retrieval_scores(pocket, needles)
 
 
-def test_its_copying_heads_look_at_the_token_after_the_one_they_copy(pocket):
-    """Why the published score, which asks for the copied token itself, calls none of them a retrieval head."""
-    n = 50
-    unit = torch.randint(3, pocket.spec.vocab, (4, n), generator=torch.Generator().manual_seed(0))
-    ids = torch.cat([torch.full((4, 1), pocket.tokenizer.bos_token_id), unit, unit], dim=1)
-    pattern = pocket.run(ids, read="pattern.2")["pattern.2"]
-    queries = torch.arange(n + 2, 2 * n)
-    copied, after = (pattern[:, :, queries, queries - n + offset].mean((0, 2)) for offset in (1, 2))
-    assert after.min() > 0.7
-    assert copied.max() < 0.1
+def test_fewer_than_a_quarter_of_the_heads_are_retrieval_heads(pocket, scores):
+    heads = scores.above(0.1)
+    assert 0 < len(heads) < pocket.spec.layers * pocket.spec.heads / 4
+
+
+def test_without_them_recall_collapses_and_without_random_heads_of_their_layers_it_does_not(pocket, needles, scores):
+    report = ablation_report(pocket, needles, scores.above(0.1), seeds=(0, 1, 2, 3, 4))
+    assert report.frame.recall[0] > 0.8
+    summary = report.summary().set_index("ablation")
+    assert set(summary.index) == {"mean", "zero", "uniform-at-decode"}
+    assert (summary.seeds == 5).all()
+    assert (summary.kept <= 0.2).all(), summary
+    assert (summary.random >= 0.9).all(), summary
+
+
+def test_the_earlier_checkpoint_has_the_same_retrieval_heads(needles, scores):
+    earlier = retrieval_scores(interp.load("pocket-early"), needles, method="chunk")
+    assert intrinsic(earlier, scores)["pearson"] > 0.9
 
 
 def test_an_untrained_model_of_the_same_shape_passes_no_test(pocket, needles):

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from interp.errors import BadInput, UnwritableOutput
 from interp.pocket.batches import Phase
 from interp.pocket.checkpoint import weights
-from interp.pocket.model import build_model, hidden_states
+from interp.pocket.model import HEADS, KV_HEADS, LOOKS, build_model, dropped_heads, hidden_states
 from interp.pocket.tokenizer import build_tokenizer
 from interp.pocket.train import Recipe, finish, main, train
 
-TINY = Recipe(batch_tokens=256, phases=(Phase(3, 64), Phase(3, 128)), width=32, early=3)
+TINY = Recipe(batch_tokens=256, phases=(Phase(3, 64), Phase(3, 128, dropped_heads=0.5)), width=32, early=3)
 
 
 def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -63,13 +63,43 @@ def test_the_training_forward_is_the_models_own() -> None:
     assert not torch.allclose(jumped[:, 12:], ours[:, 12:], atol=1e-3)
 
 
-def test_the_first_layer_starts_by_looking_one_token_back() -> None:
+def test_heads_start_by_looking_where_they_are_told() -> None:
     model = build_model(build_tokenizer(), seed=0)
     model.set_attn_implementation("eager")
     ids = torch.randint(3, 2048, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        pattern = model(ids, output_attentions=True).attentions[0]
-    assert pattern.diagonal(offset=-1, dim1=2, dim2=3)[..., 1:].mean() > 0.5
+        patterns = model(ids, output_attentions=True).attentions
+    group, told = HEADS // KV_HEADS, set()
+    for look in LOOKS:
+        for layer in look.layers:
+            for head in (group * g + n for g in look.groups for n in range(group)):
+                rows = patterns[layer][:, head, look.back :]
+                assert rows.diagonal(dim1=1, dim2=2).mean() > 0.4, (layer, head)
+                told.add((layer, head))
+    free = patterns[2][:, 0, 20:]
+    assert (2, 0) not in told
+    assert free.amax() < 0.2
+
+
+def test_only_spare_heads_are_dropped_anew_for_every_sequence() -> None:
+    model = build_model(build_tokenizer(), seed=0)
+    seen: list[torch.Tensor] = []
+    for layer in model.model.layers:  # before the drops are made: what comes out of them is caught at the projection
+        layer.self_attn.o_proj.forward = lambda z, p=layer.self_attn.o_proj: seen.append(z) or type(p).forward(p, z)
+    ids = torch.randint(3, 2048, (64, 6), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(6).expand(64, 6)
+    with torch.no_grad(), dropped_heads(model, 0.25, torch.Generator().manual_seed(1)):
+        hidden_states(model, ids, positions)
+    gone = torch.stack([(z.unflatten(-1, (HEADS, -1)) == 0).all(-1).all(1) for z in seen])  # layer, sequence, head
+    assert not gone[0].any()
+    assert not gone[:, :, : HEADS // KV_HEADS].any()
+    share = gone[1:, :, HEADS // KV_HEADS :].float().mean((1, 2))
+    assert ((share > 0.15) & (share < 0.35)).all()
+    seen.clear()
+    with torch.no_grad(), dropped_heads(model, 0.0, torch.Generator()):
+        hidden_states(model, ids, positions)
+    assert not any(bool((z.unflatten(-1, (HEADS, -1)) == 0).all(-1).any()) for z in seen)
+    assert not any(layer.self_attn.o_proj._forward_pre_hooks for layer in model.model.layers)
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(
