@@ -11,7 +11,8 @@ import typer
 import interp
 from interp.cli import heads, info, runs
 from interp.cli.console import say
-from interp.errors import WorkbenchError
+from interp.errors import BadInput, WorkbenchError
+from kernels.errors import InvalidRequest
 
 app = typer.Typer(
     name="interp",
@@ -50,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an error made on purpose is one sentence on stderr and its exit code."""
     try:
         app(args=arguments)
-    except WorkbenchError as error:
+    except (WorkbenchError, InvalidRequest) as error:
         if _debug:
             raise
         say(f"Error: {error}")
-        sys.exit(error.exit_code)
+        sys.exit(error.exit_code if isinstance(error, WorkbenchError) else BadInput.exit_code)
 
 
 if __name__ == "__main__":

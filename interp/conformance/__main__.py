@@ -59,7 +59,7 @@ def _tried(name: str, backends: list[str], implementations: list[str], dtype: st
         hooks = backend == model.backend.name
         tried = model if hooks else wrap(model.hf, tokenizer=model.tokenizer, backend=backend, name=model.spec.name)
         report = conformance(tried, reference=None if hooks else model)
-        Console(stderr=True).print(str(report), highlight=False)
+        Console(stderr=True).print(str(report), highlight=False, soft_wrap=True)
         frames.append(report.frame)
     outcomes = tuple(kernels(model, implementations))
     own = Conformance(model.spec.name, model.spec.family, "hooks", model.attention, outcomes)

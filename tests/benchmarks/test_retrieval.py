@@ -80,16 +80,17 @@ def test_scoring_the_longest_context() -> None:
 
 
 PEAK = """
-import json, resource, sys
+import json, sys
 sys.path.insert(0, {root!r})
 import interp
 from interp.heads.retrieval import retrieval_scores
 from tests.benchmarks.test_retrieval import NEW_TOKENS, eager_scores, longest_prompts
+from tests.peak_memory import peak_memory
 model = interp.load("pocket", attention={attention!r})
 prompts = longest_prompts(model)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 {work}
-print(json.dumps([before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+print(json.dumps([before, peak_memory()]))
 """
 WORK = {
     "plain generation": "model.generate(prompts, max_new_tokens=NEW_TOKENS)",
@@ -102,7 +103,7 @@ WORK = {
 
 
 def test_peak_memory_beside_plain_generation(root: Path) -> None:
-    """Each in a process of its own; the peak is the resident set's, in kilobytes."""
+    """Each in a process of its own; the peak is the resident set's."""
     peaks = {}
     for name, work in WORK.items():
         code = PEAK.format(root=str(root), attention="eager" if "eager" in name else None, work=work)
@@ -112,8 +113,8 @@ def test_peak_memory_beside_plain_generation(root: Path) -> None:
     base, base_own = peaks["plain generation"]
     print("\nretrieval: peak memory at the longest context")
     for name, (peak, own) in peaks.items():
-        print(f"  {name:<30} {peak / 1024:6.0f} MiB  {peak / base:5.2f} x")
-        print(f"  {'  beyond the loaded model':<30} {own / 1024:6.0f} MiB  {own / base_own:5.2f} x")
+        print(f"  {name:<30} {peak:6.0f} MiB  {peak / base:5.2f} x")
+        print(f"  {'  beyond the loaded model':<30} {own:6.0f} MiB  {own / base_own:5.2f} x")
     for name in ("stepwise", "chunk"):
         ratio = peaks[name][0] / base
         verdict = "met" if ratio <= 1.3 else "MISSED"

@@ -10,6 +10,7 @@ import pytest
 from interp import __version__
 from interp.cli import runs
 from interp.errors import BadInput, NoTestPassed
+from kernels.errors import InvalidRequest
 
 Interp = Callable[..., Any]
 
@@ -29,7 +30,9 @@ def test_a_mistyped_command_is_bad_input_with_a_suggestion(interp: Interp) -> No
     assert "info" in done.err
 
 
-@pytest.mark.parametrize(("error", "code"), [(BadInput("no such thing"), 2), (NoTestPassed("none did"), 1)])
+@pytest.mark.parametrize(
+    ("error", "code"), [(BadInput("no such thing"), 2), (NoTestPassed("none did"), 1), (InvalidRequest("window=0"), 2)]
+)
 def test_an_error_is_one_sentence_and_its_exit_code(
     interp: Interp, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
 ) -> None:

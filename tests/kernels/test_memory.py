@@ -11,13 +11,11 @@ MATRIX = HEADS * TOKENS * TOKENS * 4 / 2**20
 """MiB of the scores in float32: 768."""
 
 SCRIPT = f"""
-import resource, torch
+import torch
 from kernels.attention import head_attention
 from kernels.patterns import full, pruned, streaming, strided
 from kernels.types import CaptureSpec, HeadPlan, MaskSpec
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+from tests.peak_memory import peak_memory as peak
 
 q, k, v = (torch.randn(1, {HEADS}, {TOKENS}, {DIM}) for _ in range(3))
 everything = CaptureSpec(entropy=True, column_sums=True, spans=torch.tensor([[[9, 50]]]))
