@@ -26,7 +26,7 @@ def test_the_wheel_holds_the_bundled_model_and_no_tests(wheel: Path) -> None:
     assert "interp/_data/pocket/model.safetensors" in names
     assert "interp/_data/pocket/tokenizer.json" in names
     assert "interp/py.typed" in names
-    assert "kernels/__init__.py" in names
+    assert "kernels/backends/cpu.cpp" in names
     assert not [name for name in names if name.startswith(("tests/", "data/"))]
 
 
