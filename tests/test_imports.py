@@ -24,6 +24,7 @@ LEVELS = {
     "interp.tasks": 2,
     "interp": 3,  # the public face itself, not what is below it
     "interp.conformance": 3,
+    "interp.conformance.__main__": 5,  # a command
     "interp.heads": 3,
     "interp.pocket": 3,
     "probes": 3,
@@ -122,7 +123,14 @@ def test_importing_interp_loads_no_backend_and_no_interface() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["info", "--help"], ["heads", "--help"], ["heads", "score", "--help"], ["runs", "--help"]],
+    [
+        ["--help"],
+        ["info", "--help"],
+        ["conformance", "--help"],
+        ["heads", "--help"],
+        ["heads", "score", "--help"],
+        ["runs", "--help"],
+    ],
 )
 def test_help_waits_for_nothing_heavy(arguments: list[str]) -> None:
     statement = f"from interp.cli.main import main; main({arguments!r})"

@@ -51,15 +51,11 @@ class Trial:
     def site(self, name: str) -> str:
         return name if SITES[name].scope == "model" else f"{name}.{self.layer}"
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return _dtype(self.model)
-
     def vector(self, site: str, seed: int = 0) -> Tensor:
-        """A random direction in the site's own shape, as long as the activations there are."""
+        """Standard normal numbers in the site's shape without batch and tokens."""
         shape = features(Site.parse(site), self.model.spec)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        return noise.to(self.dtype)
+        return noise.to(_dtype(self.model))
 
     @cached_property
     def outcome_site(self) -> str:
@@ -113,8 +109,11 @@ def _tried(group: str, subject: str, check: Callable[[], float], tolerance: floa
 
 
 def _relative(got: Tensor, wanted: Tensor) -> float:
+    """The largest difference relative to the largest wanted value; raises AssertionError for what has none."""
     if got.shape != wanted.shape:
         raise AssertionError(f"shape {tuple(got.shape)} instead of {tuple(wanted.shape)}")
+    if bool(got.isnan().any() | wanted.isnan().any()):
+        raise AssertionError("NaN")
     scale = float(wanted.abs().max().clamp(min=1e-12))
     return float((got.double().cpu() - wanted.double().cpu()).abs().max()) / scale
 
@@ -138,7 +137,7 @@ def _equations(trial: Trial) -> Iterator[Outcome]:
     for each in checks:
         by_layer[re.sub(r" \(\d+\)$", "", each.name)].append(each)
     for name, layers in by_layer.items():
-        worst = max(layers, key=lambda each: each.error or 0.0)
+        worst = next((each for each in layers if not each.ok), max(layers, key=lambda each: each.error or 0.0))
         result: Result = "refused" if worst.error is None else "pass" if worst.ok else "fail"
         yield Outcome("equation", name, result, worst.error, worst.note)
 
@@ -282,12 +281,18 @@ def _gradient_at(trial: Trial, model: Model, site: str) -> Tensor:
 
 
 def _generation(trial: Trial) -> Iterator[Outcome]:
-    """Cached decoding under an edit gives the tokens and values of the whole text run at once."""
+    """Cached decoding under an edit gives the tokens and values of the whole text run at once; and the reference's."""
 
     def check() -> float:
         site = trial.site("resid_post")
         change = edits.add(site, trial.vector(site)).at(positions=slice(4, None))
         made = trial.model.generate(trial.ids, max_new_tokens=NEW_TOKENS, edits=change, read=site)
+        if max(map(len, made.tokens)) < 2:
+            raise BadInput("every text ended at its first new token, so no cached decoding was seen")
+        if trial.reference is not None:
+            theirs = trial.reference.generate(trial.ids, max_new_tokens=NEW_TOKENS, edits=change).tokens
+            if theirs != made.tokens:
+                raise AssertionError(f"decoding gives {made.tokens}, the reference {theirs}")
         assert made.trace is not None
         errors = []
         for row, (prompt, new) in enumerate(zip(trial.ids.tolist(), made.tokens, strict=True)):
@@ -304,7 +309,8 @@ def _generation(trial: Trial) -> Iterator[Outcome]:
 def kernels(model: Model, names: Iterable[str]) -> Iterator[Outcome]:
     """The same numbers under other attention implementations of transformers; the model's own is put back.
 
-    On the hooks backend: the others run on a model that is wrapped there, or compute attention themselves.
+    `model` is on the hooks backend. What transformers or an implementation refuses is refused with its reason, and so
+    is every other implementation for families that compute attention in their own code, which would not change it.
     """
     install()
     trial = Trial(model, None, TOLERANCE.get(_dtype(model), 5e-2))
@@ -314,12 +320,15 @@ def kernels(model: Model, names: Iterable[str]) -> Iterator[Outcome]:
     for name in names:
 
         def check(name: str = name) -> float:
+            if name != own and "pattern" in model.refusals:
+                raise BadInput(model.refusals["pattern"])
             try:
                 model.hf.set_attn_implementation(name)  # type: ignore[operator]
+                read = model.run(trial.ids, read=site)[site]
+                output = trial.output(model)
             except (ValueError, ImportError) as refusal:
                 raise BadInput(str(refusal).splitlines()[0]) from refusal
-            read = model.run(trial.ids, read=site)[site]
-            return max(_relative(trial.output(model), plain), _relative(read, z))
+            return max(_relative(output, plain), _relative(read, z))
 
         try:
             yield _tried("kernel", name, check, trial.tolerance)

@@ -179,13 +179,13 @@ class Program(Attachment):
         return reads
 
     def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        if hook != self._narrow:
-            raise NotImplementedError(f"{hook} cannot travel")
+        """Only the narrowing comes by here: visits become steps, and whatever else hooks is in `REFUSALS`."""
+        assert hook == self._narrow, f"{hook} is a function of this package and cannot travel"
         if self.session.plan.logits is not None and self.session.logit_columns is not None:
             self._step(module, "in", Site("final_norm"), does="narrow")
 
     def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        raise NotImplementedError(f"{hook} cannot travel")
+        raise AssertionError(f"{hook} is a function of this package and cannot travel")
 
     def _on_input(
         self, module: nn.Module, name: str, layer: int | None, view: View = IDENTITY, require_grad: bool = False
