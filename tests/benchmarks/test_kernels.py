@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +21,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kernels.attention import head_attention
+from kernels.compaction import compact
+from kernels.integration import install
 from kernels.patterns import full, pruned, streaming
 from kernels.types import CaptureSpec, HeadPlan
 from tests.benchmarks.measure import Target, compare, report
@@ -164,6 +169,31 @@ def decode() -> None:
     measure("kernels-decode-eager", setting, agree(eagerly), {"cpu, all statistics": 0.10}, 5)
 
 
+def whole_model(length: int, rounds: int) -> None:
+    """A forward pass of four layers: under SDPA, under the kernels, and with half the heads sliced away."""
+    install()
+    layers, width = 4, HEADS * DIM
+    config = AutoConfig.for_model(
+        "llama", vocab_size=2048, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=length,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    ours = deepcopy(plain)
+    ours.set_attn_implementation("workbench")
+    half = deepcopy(plain)
+    compact(half, {layer: range(HEADS // 2) for layer in range(layers)})
+    ids = torch.randint(2048, (1, length), generator=torch.Generator().manual_seed(0))
+    works: dict[str, Work] = {
+        name: partial(lambda model: model(ids, use_cache=False, logits_to_keep=1).logits, model)
+        for name, model in (("sdpa", plain), ("workbench", ours))
+    }
+    works = agree(works) | {"half the heads compacted": lambda: half(ids, use_cache=False, logits_to_keep=1)}
+    setting = f"{layers} layers of width {width}, {length} tokens, float32"
+    targets = {"workbench": 1.03, "half the heads compacted": 0.80}
+    measure(f"kernels-model-{length}", setting, works, targets, rounds)
+
+
 def threads() -> None:
     """The wall time of two threads against one; no target of CPU time can see a missing second thread."""
     cores = torch.get_num_threads()
@@ -197,6 +227,8 @@ SUBJECTS: dict[str, Callable[..., None]] = {
     "prefill-8192": lambda: prefill(8192, 3),
     "statistics": statistics,
     "decode": decode,
+    "model-128": lambda: whole_model(128, 15),
+    "model-2048": lambda: whole_model(2048, 5),
     "threads": threads,
 }
 
