@@ -20,12 +20,17 @@ LEVELS = {
     "interp.paths": 1,
     "interp.runs": 1,
     "interp.stats": 1,
+    "interp.metrics": 2,
     "interp.tracing": 2,
     "interp.tasks": 2,
     "interp": 3,  # the public face itself, not what is below it
     "interp.conformance": 3,
     "interp.conformance.__main__": 5,  # a command
+    "interp.patching": 3,
     "interp.heads": 3,
+    "interp.circuits": 3,
+    "interp.knob": 3,
+    "interp.skills": 3,
     "interp.pocket": 3,
     "probes": 3,
     "interp.plots": 4,
