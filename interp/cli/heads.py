@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from interp.cli.cache import cache
 from interp.cli.console import emit, out, say, show_frame
 from interp.cli.models import load_model
 from interp.cli.options import Json, Out
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Score attention heads; show, export and import head masks.", no_args_is_help=True)
 app.command("score")(score)
+app.command("cache")(cache)
 
 Source = Annotated[
     Path, typer.Argument(help="A run of `heads score`, or a mask file of any format.", show_default=False)
