@@ -38,12 +38,14 @@ _HOME = {
     "load_edits": "interp.tracing.edit_files",
     "PromptSet": "interp.tasks.prompts",
     "HeadMask": "interp.heads.mask",
+    "sweep": "interp.patching.sweep",
     "Run": "interp.runs",
 }
 __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
     from interp.heads.mask import HeadMask
+    from interp.patching.sweep import sweep
     from interp.runs import Run
     from interp.tasks.prompts import PromptSet
     from interp.tracing.edit_files import load_edits, save_edits
