@@ -13,6 +13,7 @@ from interp.cli.cache import cache
 from interp.cli.console import emit, out, say, show_frame
 from interp.cli.models import load_model
 from interp.cli.options import Json, Out
+from interp.cli.roles import roles
 from interp.cli.score import MASK_FILE, score
 from interp.errors import BadInput, UnreadableFile
 from interp.runs import load_run, require_writable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Score attention heads; show, export and import head masks.", no_args_is_help=True)
 app.command("score")(score)
+app.command("roles")(roles)
 app.command("cache")(cache)
 
 Source = Annotated[
