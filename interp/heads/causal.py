@@ -1,67 +1,159 @@
-"""Do the heads matter? Recall with heads ablated, beside random heads of the same layers.
+"""Do the heads matter? A measurement without them, beside the same without random heads of the same layers.
 
-Three ablations, as they answer different questions: `zero` and `mean` act on the head's output at every token, prompt
-included; `uniform-at-decode` is what the published masking code really does: attention of the head becomes uniform from
-the last prompt token on, while the prompt itself is read unharmed.
+A study is a list of conditions (an ablation and the heads it acts on) and a measure (recall of answers, perplexity of
+text). Every row of its frame names the ablation, the attention implementation, the seed of the random heads, the number
+of samples and a paired bootstrap interval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from interp.errors import BadInput, choose
+from interp.errors import BadInput
+from interp.heads.ablation import ABLATIONS, Ablation, FittedAblation, Head, check_heads, fit
+from interp.heads.answers import Recall, recall_under
+from interp.heads.fed import Fed
+from interp.heads.perplexity import Windows, perplexity, perplexity_record, text_losses
 from interp.heads.scores import model_record
-from interp.heads.sharing import run_shared
-from interp.stats import bootstrap_interval
+from interp.runs import Journal, Run, save_run
+from interp.stats import bootstrap_interval, wilson_interval
 from interp.tasks.prompts import PromptSet
-from interp.tracing.edits import Edit, attend, mean, zero
 from interp.tracing.model import Model
 
-Head = tuple[int, int]
-Ablation = Literal["zero", "mean", "uniform-at-decode"]
-ABLATIONS: tuple[Ablation, ...] = ("mean", "zero", "uniform-at-decode")
-REFERENCE_PROMPTS = 8
-"""Prompts whose tokens the mean of a mean ablation is taken over."""
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Progress = Callable[[int, int], None]
+SEEDS = (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Which heads are ablated and how: `kind` is "none", "chosen" or "random", `draw` the seed of random ones."""
+
+    kind: str
+    heads: tuple[Head, ...]
+    ablation: Ablation | None = None
+    draw: int = -1
+
+    @property
+    def which(self) -> str:
+        return " ".join(f"{layer}-{head}" for layer, head in self.heads)
+
+    @property
+    def key(self) -> str:
+        """Its name in a journal."""
+        return f"{self.ablation or 'none'} | {self.kind} {self.draw} | {self.which}"
+
+
+BASELINE = Condition("none", ())
+
+
+class Measure(Protocol):
+    """What is measured under every condition."""
+
+    name: str
+    fed: Fed
+
+    def samples(self, ablation: FittedAblation | None, heads: Sequence[Head]) -> np.ndarray:
+        """One row an independent sample, `[n k]`."""
+        ...
+
+    def row(self, samples: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str, Any]:
+        """The measurement with its interval, and its ratio to the baseline's with its interval."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
-class Recall:
-    """What a model answers under some intervention, one entry a test.
+class Answering:
+    """Recall of the answers of some prompts; a row of samples is a test: the fields of `Recall`."""
 
-    `exact` whether greedy decoding would give the whole answer, `tokens` the fraction of its tokens predicted right
-    after the true ones before, `log_probability` the mean over its tokens in nats.
-    """
+    model: Model
+    prompts: PromptSet
+    batch_size: int = 8
+    name: str = "recall"
 
-    exact: np.ndarray
-    tokens: np.ndarray
-    log_probability: np.ndarray
+    @property
+    def fed(self) -> Fed:
+        return Fed.answering(self.prompts)
+
+    def samples(self, ablation: FittedAblation | None, heads: Sequence[Head]) -> np.ndarray:
+        recall = recall_under(self.model, self.prompts, ablation, heads, batch_size=self.batch_size)
+        return np.stack([recall.exact, recall.tokens, recall.log_probability, recall.logit_difference], axis=1)
+
+    def row(self, samples: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str, Any]:
+        recall, whole = Recall(*samples.T), Recall(*baseline.T)
+        here = bootstrap_interval(recall.exact, seed=seed)
+        kept = bootstrap_interval(_pairs(recall.exact, whole.exact), _ratio, seed=seed) if whole.exact.any() else None
+        row = {"recall": here.estimate, "low": here.low, "high": here.high}
+        row |= {
+            "relative": kept.estimate if kept else float("nan"),
+            "relative_low": kept.low if kept else float("nan"),
+            "relative_high": kept.high if kept else float("nan"),
+            "token_recall": float(recall.tokens.mean()),
+            "log_probability": float(recall.log_probability.mean()),
+        }
+        difference = {"logit_difference": float(recall.logit_difference.mean())} if self.prompts.distractors else {}
+        return {**row, **difference, "n": len(samples)}
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Perplexity of a text in sliding windows; a row of samples is a window: summed loss in nats, tokens."""
+
+    model: Model
+    windows: Windows
+    batch_size: int = 4
+    name: str = "perplexity"
+
+    @property
+    def fed(self) -> Fed:
+        return self.windows.fed
+
+    def samples(self, ablation: FittedAblation | None, heads: Sequence[Head]) -> np.ndarray:
+        return text_losses(self.model, self.windows, ablation, heads, batch_size=self.batch_size)
+
+    def row(self, samples: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str, Any]:
+        here = bootstrap_interval(samples, perplexity, seed=seed)
+        paired = np.concatenate([samples, baseline], axis=1)
+        kept = bootstrap_interval(paired, lambda both: perplexity(both[:, :2]) / perplexity(both[:, 2:]), seed=seed)
+        row = {"perplexity": here.estimate, "low": here.low, "high": here.high}
+        row |= {"relative": kept.estimate, "relative_low": kept.low, "relative_high": kept.high}
+        return {**row, "tokens": int(samples[:, 1].sum()), "n": len(samples)}
 
 
 @dataclass(frozen=True, eq=False)
 class AblationReport:
-    """Recall of every condition: `frame` has a row for the baseline and one an ablation, set of heads and seed."""
+    """A study: `frame` has a row a condition, the baseline first; `samples` `[condition test …]` what it was taken of.
+
+    `tests` has a row a test with what the prompts say of themselves.
+    """
 
     frame: pd.DataFrame
     heads: tuple[Head, ...]
     model: Mapping[str, Any]
     parameters: Mapping[str, Any]
+    samples: np.ndarray
+    tests: pd.DataFrame = field(default_factory=pd.DataFrame)
+    measure: str = "recall"
 
     def summary(self) -> pd.DataFrame:
-        """One row an ablation: recall kept (relative to the baseline) without the heads and without random ones."""
+        """A row an ablation and number of heads: what is kept of the baseline without them and without random ones."""
         rows = []
-        for ablation, part in self.frame[self.frame.ablation != "none"].groupby("ablation", sort=False):
-            chosen = part[part.heads == "chosen"].iloc[0]
-            random = part[part.heads == "random"]
+        ablated = self.frame[self.frame.ablation != "none"]
+        for (ablation, removed), part in ablated.groupby(["ablation", "removed"], sort=False):
+            chosen, random = part[part["heads"] == "chosen"].iloc[0], part[part["heads"] == "random"]
             rows.append(
                 {
                     "ablation": ablation,
+                    "removed": removed,
                     "kept": chosen.relative,
                     "low": chosen.relative_low,
                     "high": chosen.relative_high,
@@ -72,7 +164,54 @@ class AblationReport:
                     "n": chosen.n,
                 }
             )
+        frame = pd.DataFrame(rows)
+        if len(frame) and frame.removed.nunique() == 1:
+            frame = frame.drop(columns="removed")
+        return frame.rename(columns={"kept": "times_baseline"} if self.measure == "perplexity" else {})
+
+    def by_length_and_depth(self) -> pd.DataFrame:
+        """Recall of every condition at each length and depth of needle tests, random draws together, Wilson intervals.
+
+        Raises BadInput for prompts whose metadata has no length and depth.
+        """
+        if missing := {"length", "depth"} - set(self.tests):
+            raise BadInput(f"these prompts do not say their {' and '.join(sorted(missing))}: no map of them")
+        rows = []
+        cells = self.tests.groupby(["length", "depth"]).indices
+        for (ablation, kind, removed), part in self.frame.groupby(["ablation", "heads", "removed"], sort=False):
+            for (length, depth), tests in cells.items():  # type: ignore[misc]
+                right = self.samples[part.index][:, tests, 0]
+                interval = wilson_interval(int(right.sum()), right.size)
+                row = {"ablation": ablation, "heads": kind, "removed": removed, "length": length, "depth": depth}
+                row |= {"recall": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}
+                rows.append(row)
         return pd.DataFrame(rows)
+
+    def plot(self) -> go.Figure:
+        """Recall (or perplexity) against the number of heads removed, random heads with their band."""
+        from interp.plots.ablation import removal_curves
+
+        return removal_curves(self.frame, self.measure, title=str(self.model["name"]))
+
+    def plot_map(self) -> go.Figure:
+        """Recall at each length and depth, with all heads, without the chosen ones and without random ones."""
+        from interp.plots.ablation import length_depth_maps
+
+        return length_depth_maps(self.by_length_and_depth(), title=str(self.model["name"]))
+
+    def save(self, path: str | Path, started: datetime | None = None, **files: Any) -> Run:
+        """Write a run folder: the table of conditions, all samples, the table of tests. Raises UnwritableOutput."""
+        return save_run(
+            path,
+            kind="head-ablation",
+            parameters={**self.parameters, "measure": self.measure},
+            model=self.model,
+            seed=int(self.parameters["seed"]),
+            frame=self.frame,
+            arrays={"samples": self.samples},
+            files={"tests.parquet": self.tests.to_parquet, **files},
+            started=started,
+        )
 
     def _repr_html_(self) -> str:
         return self.frame.to_html(index=False)
@@ -80,94 +219,54 @@ class AblationReport:
 
 def ablation_report(
     model: Model,
-    prompts: PromptSet,
+    prompts: PromptSet | Windows,
     heads: Sequence[Head],
     *,
-    ablations: Sequence[Ablation] = ABLATIONS,
-    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    ablations: Sequence[str | Ablation] = ABLATIONS,
+    seeds: Sequence[int] = SEEDS,
     batch_size: int = 8,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    journal: Journal | None = None,
+    progress: Progress | None = None,
 ) -> AblationReport:
-    """Recall with `heads` ablated, against as many random heads of the same layers, once for each of `seeds`.
+    """A measurement with `heads` ablated, against as many random heads of the same layers, once for each of `seeds`.
 
-    Recall is the fraction of tests whose whole answer greedy decoding gives; intervals are paired bootstraps over the
-    tests.
-    Raises BadInput for unknown ablations, repeated heads, and layers without enough other heads for the control.
+    Of prompts, recall is the fraction of tests whose whole answer greedy decoding gives; of windows of a text, it is
+    perplexity. Intervals are paired bootstraps over the tests. `journal` keeps finished conditions, and those it
+    already holds are not run again.
+    Raises BadInput for unknown ablations, heads that are repeated, absent or none, prompts that an ablation cannot do
+    without, and layers without enough other heads for the control.
     """
-    for ablation in ablations:
-        if ablation not in ABLATIONS:
-            raise BadInput(f"there is no ablation {ablation!r}; {choose(ablation, ABLATIONS)}")
-    controls = {s: random_heads(model, heads, s) for s in seeds}
-    means = _means(model, prompts) if "mean" in ablations else {}
-    conditions = [(a, "chosen", -1, tuple(heads)) for a in ablations]
-    conditions += [(a, "random", s, controls[s]) for a in ablations for s in seeds]
-    baseline = recall_under(model, prompts, batch_size=batch_size)
-    rows = [_row("none", "none", -1, (), baseline, baseline, seed)]
-    for i, (ablation, kind, draw, chosen) in enumerate(conditions):
-        edits = ablate(chosen, ablation, means)
-        recall = recall_under(model, prompts, edits, batch_size=batch_size)
-        rows.append(_row(ablation, kind, draw, chosen, recall, baseline, seed))
-        if progress:
-            progress(i + 1, len(conditions))
-    parameters = {"ablations": list(ablations), "seeds": list(seeds), "prompts": prompts.hash, "seed": seed}
-    return AblationReport(pd.DataFrame(rows), tuple(heads), model_record(model), parameters)
+    return _report(model, prompts, heads, [len(heads)], ablations, seeds, batch_size, seed, journal, progress)
 
 
-def recall_under(model: Model, prompts: PromptSet, edits: Sequence[Edit] = (), *, batch_size: int = 8) -> Recall:
-    """Predict every answer under `edits`, by one teacher-forced pass a test.
+def removal_study(
+    model: Model,
+    prompts: PromptSet | Windows,
+    ranking: Sequence[Head],
+    counts: Sequence[int],
+    *,
+    ablations: Sequence[str | Ablation] = ("mean",),
+    seeds: Sequence[int] = SEEDS,
+    batch_size: int = 8,
+    seed: int = 0,
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+) -> AblationReport:
+    """`ablation_report` for the first k heads of a ranking, for every k of `counts` (Wu et al. 2024, figure 7).
 
-    Edits may use the role `"decode"`: the last prompt token and the answer's tokens.
+    Raises BadInput also for a k beyond the ranking.
     """
-    if not prompts.answers:
-        raise BadInput("recall is measured against answers, and these prompts have none")
-    rows = [(*p, *a[:-1]) for p, a in zip(prompts.tokens, prompts.answer_tokens, strict=True)]
-    everywhere = [edit for edit in edits if edit.positions is None]
-    exact, tokens, log_probability = (np.zeros(len(rows)) for _ in range(3))
-    for batch, prefix in run_shared(model, rows, batch_size, everywhere):
-        for group in _equal_answers(prompts, batch):
-            count = len(prompts.answer_tokens[group[0]])
-            inputs = _Rows([rows[i] for i in group], count)
-            logits = model.run(inputs, edits=edits, logits=list(range(-count, 0)), prefix=prefix).logits
-            wanted = torch.tensor([prompts.answer_tokens[i] for i in group], device=logits.device)
-            right = (logits.argmax(-1) == wanted).float()
-            said = logits.float().log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
-            exact[group] = right.min(-1).values.cpu()
-            tokens[group] = right.mean(-1).cpu()
-            log_probability[group] = said.mean(-1).cpu()
-    return Recall(exact, tokens, log_probability)
-
-
-class _Rows:
-    """Token rows whose last `count` positions carry the role "decode"."""
-
-    def __init__(self, tokens: Sequence[tuple[int, ...]], count: int) -> None:
-        self.tokens = tokens
-        self.spans = {"decode": [(len(row) - count, len(row)) for row in tokens]}
-
-
-def _equal_answers(prompts: PromptSet, batch: list[int]) -> list[list[int]]:
-    groups: dict[int, list[int]] = {}
-    for i in batch:
-        groups.setdefault(len(prompts.answer_tokens[i]), []).append(i)
-    return list(groups.values())
-
-
-def ablate(heads: Sequence[Head], ablation: Ablation, means: Mapping[int, Tensor] | None = None) -> list[Edit]:
-    """The edits that ablate these heads; `means` `[head dim]` by layer, for `"mean"`."""
-    if ablation == "zero":
-        return [zero(f"z.{layer}.{head}") for layer, head in heads]
-    if ablation == "mean":
-        if means is None:
-            raise BadInput("mean ablation needs the means to replace by")
-        return [mean(f"z.{layer}.{head}", means[layer][head]) for layer, head in heads]
-    return [attend(f"pattern.{layer}.{head}", to="uniform").at(positions="decode") for layer, head in heads]
+    if wrong := [k for k in counts if not 0 <= k <= len(ranking)]:
+        raise BadInput(f"{wrong[0]} heads cannot be removed: the ranking has {len(ranking)}")
+    return _report(model, prompts, ranking, sorted(set(counts)), ablations, seeds, batch_size, seed, journal, progress)
 
 
 def random_heads(model: Model, heads: Sequence[Head], seed: int) -> tuple[Head, ...]:
     """As many heads from the same layers, none of them among `heads`; raises BadInput when a layer has too few."""
-    if len(set(heads)) < len(heads) or not heads:
-        raise BadInput(f"the heads to ablate must be distinct and at least one; got {list(heads)}")
+    if not heads:
+        raise BadInput("the heads to ablate must be at least one; got none")
+    heads = check_heads(model, heads)
     rng = np.random.default_rng(seed)
     chosen: list[Head] = []
     for layer in sorted({layer for layer, _ in heads}):
@@ -182,36 +281,89 @@ def random_heads(model: Model, heads: Sequence[Head], seed: int) -> tuple[Head, 
     return tuple(chosen)
 
 
-def _means(model: Model, prompts: PromptSet) -> dict[int, Tensor]:
-    """Mean output of every head over the tokens of some prompts, `[head dim]` by layer."""
-    reference = prompts.select(range(0, len(prompts), max(1, len(prompts) // REFERENCE_PROMPTS)))
-    traces = [model.run([list(row)], read="z") for row in reference.tokens]
-    return {
-        layer: torch.stack([trace.mean(f"z.{layer}") for trace in traces]).mean(0) for layer in range(model.spec.layers)
-    }
+def _report(
+    model: Model,
+    prompts: PromptSet | Windows,
+    ranking: Sequence[Head],
+    counts: Sequence[int],
+    ablations: Sequence[str | Ablation],
+    seeds: Sequence[int],
+    batch_size: int,
+    seed: int,
+    journal: Journal | None,
+    progress: Progress | None,
+) -> AblationReport:
+    kinds = [Ablation.parse(ablation) for ablation in ablations]
+    ranking = check_heads(model, ranking)
+    if not ranking or not kinds:
+        raise BadInput("an ablation study needs at least one head and at least one ablation")
+    top = [ranking[:k] for k in counts if k]
+    conditions = [Condition("chosen", heads, kind) for kind in kinds for heads in top]
+    conditions += [
+        Condition("random", random_heads(model, heads, s), kind, s) for kind in kinds for heads in top for s in seeds
+    ]
+    measure: Measure = (
+        Reading(model, prompts) if isinstance(prompts, Windows) else Answering(model, prompts, batch_size)
+    )
+    samples = measured(model, measure, [BASELINE, *conditions], journal, progress)
+    rows = [
+        {
+            "ablation": str(condition.ablation or "none"),
+            "attention": model.attention,
+            "heads": condition.kind,
+            "removed": len(condition.heads),
+            "seed": condition.draw,
+            "which": condition.which,
+            **measure.row(values, samples[0], seed),
+        }
+        for condition, values in zip([BASELINE, *conditions], samples, strict=True)
+    ]
+    text = isinstance(prompts, Windows)
+    parameters: dict[str, Any] = {"ablations": list(map(str, kinds)), "seeds": list(seeds), "seed": seed}
+    parameters |= perplexity_record(prompts) if isinstance(prompts, Windows) else {"prompts": prompts.hash}
+    return AblationReport(
+        frame=pd.DataFrame(rows),
+        heads=tuple(ranking),
+        model=model_record(model),
+        parameters=parameters,
+        samples=np.stack(samples),
+        tests=pd.DataFrame() if text else pd.DataFrame(list(measure.fed.metadata)),
+        measure=measure.name,
+    )
 
 
-def _row(
-    ablation: str, kind: str, draw: int, heads: Sequence[Head], recall: Recall, baseline: Recall, seed: int
-) -> dict[str, Any]:
-    here = bootstrap_interval(recall.exact, seed=seed)
-    pairs = np.stack([recall.exact, baseline.exact], axis=1)
-    kept = bootstrap_interval(pairs, _ratio, seed=seed) if baseline.exact.any() else None
-    return {
-        "ablation": ablation,
-        "heads": kind,
-        "seed": draw,
-        "which": " ".join(f"{layer}-{head}" for layer, head in heads),
-        "recall": here.estimate,
-        "low": here.low,
-        "high": here.high,
-        "relative": kept.estimate if kept else float("nan"),
-        "relative_low": kept.low if kept else float("nan"),
-        "relative_high": kept.high if kept else float("nan"),
-        "token_recall": float(recall.tokens.mean()),
-        "log_probability": float(recall.log_probability.mean()),
-        "n": len(recall.exact),
-    }
+def measured(
+    model: Model,
+    measure: Measure,
+    conditions: Sequence[Condition],
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+) -> list[np.ndarray]:
+    """The samples of every condition, `[n k]` each; those that the journal holds are not measured again."""
+    done = {} if journal is None else {key: np.array(value, dtype=float) for key, value in journal.done.items()}
+    fed, fitted = measure.fed, dict[Ablation, FittedAblation]()
+    layers = {layer for condition in conditions for layer, _ in condition.heads}
+    for kind in {condition.ablation: None for condition in conditions if condition.ablation}:
+        if any(c.ablation == kind and c.key not in done for c in conditions):
+            fitted[kind] = fit(model, kind, fed, sorted(layers))
+    for i, condition in enumerate(conditions):
+        if condition.key not in done:
+            ablation = None if condition.ablation is None else fitted[condition.ablation]
+            done[condition.key] = measure.samples(ablation, condition.heads)
+            if journal is not None:
+                journal.append(condition.key, _json(done[condition.key]))
+        if progress:
+            progress(i + 1, len(conditions))
+    return [done[condition.key] for condition in conditions]
+
+
+def _json(samples: np.ndarray) -> list[list[float | None]]:
+    """JSON has no NaN; it comes back from null."""
+    return [[None if np.isnan(value) else float(value) for value in row] for row in samples]
+
+
+def _pairs(ablated: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.stack([ablated, whole], axis=1)
 
 
 def _ratio(pairs: np.ndarray) -> np.floating:

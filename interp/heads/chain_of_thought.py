@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import BadInput
-from interp.heads.causal import Ablation, Head, ablate, random_heads
+from interp.heads.ablation import Ablation, Head, fit
+from interp.heads.causal import random_heads
+from interp.heads.fed import Fed
 from interp.heads.scores import model_record
 from interp.stats import wilson_interval
 from interp.tasks.prompts import PromptSet
@@ -41,7 +43,7 @@ def chain_of_thought_influence(
     direct: PromptSet,
     heads: Sequence[Head],
     *,
-    ablation: Ablation = "zero",
+    ablation: str | Ablation = "zero",
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     max_new_tokens: int = 96,
     batch_size: int = 16,
@@ -49,26 +51,28 @@ def chain_of_thought_influence(
     """Accuracy of the final answer under greedy decoding; both sets ask the same problems, in the same order.
 
     A response is right when its last word is the last word of the expected answer. Raises BadInput for sets of unequal
-    length and for ablations other than `"zero"` and `"uniform-at-decode"`.
+    length and for ablations that need to know the tokens beforehand.
     """
     if len(with_steps) != len(direct):
         raise BadInput(f"{len(with_steps)} problems with steps and {len(direct)} without: give the same problems twice")
-    if ablation == "mean":
-        raise BadInput("ablation 'mean' is not offered while generating; valid: zero, uniform-at-decode")
+    kind = Ablation.parse(ablation)
+    if not (kind.is_alike or kind.spares_prompts):
+        raise BadInput(f"ablation {kind} is not offered while generating: it needs to know all tokens beforehand")
     conditions: list[tuple[str, int, tuple[Head, ...]]] = [("none", -1, ()), ("chosen", -1, tuple(heads))]
     conditions += [("random", seed, random_heads(model, heads, seed)) for seed in seeds]
     rows = []
     for name, prompts in (("steps", with_steps), ("direct", direct)):
-        for kind, seed, chosen in conditions:
-            edits = [_while_decoding(edit) for edit in ablate(chosen, ablation)]
+        fitted = fit(model, kind, Fed.answering(prompts), range(model.spec.layers))
+        for condition, seed, chosen in conditions:
+            edits = [_while_decoding(edit) for edit in fitted.edits(chosen)]
             right = _accuracy(model, prompts, edits, max_new_tokens, batch_size)
             interval = wilson_interval(int(right.sum()), len(right))
             rows.append(
                 {
                     "answer": name,
-                    "heads": kind,
+                    "heads": condition,
                     "seed": seed,
-                    "ablation": ablation if chosen else "none",
+                    "ablation": str(kind) if chosen else "none",
                     "accuracy": interval.estimate,
                     "low": interval.low,
                     "high": interval.high,

@@ -7,9 +7,13 @@ import pytest
 import torch
 from einops import rearrange
 
+import interp
 from interp.errors import BadInput
-from interp.heads.causal import ablate, ablation_report, random_heads, recall_under
+from interp.heads.ablation import fit
+from interp.heads.answers import recall_under
+from interp.heads.causal import ablation_report, random_heads
 from interp.heads.chain_of_thought import chain_of_thought_influence
+from interp.heads.fed import Fed
 from interp.tasks.prompts import PromptSet
 
 
@@ -21,6 +25,11 @@ def solvable(llama, prompts):
     answers = [own if i % 2 else other for i, (own, other) in enumerate(zip(words, prompts.answers, strict=True))]
     spans = [(2 * a, 2 * b - 1) for a, b in prompts.spans["value"]]
     return PromptSet.build(llama.tokenizer, prompts.texts, answers, spans={"value": spans})
+
+
+def without(model, prompts, heads, ablation, **options):
+    fitted = fit(model, ablation, Fed.answering(prompts), {layer for layer, _ in heads})
+    return recall_under(model, prompts, fitted, heads, **options)
 
 
 @torch.no_grad()
@@ -67,7 +76,7 @@ def test_zero_ablation_equals_zeroing_the_heads_by_hand(llama, solvable, batch_s
 
         return hook
 
-    recall = recall_under(llama, solvable, ablate(heads, "zero"), batch_size=batch_size)
+    recall = without(llama, solvable, heads, "zero", batch_size=batch_size)
     exact, log_probability = by_hand(llama.hf, solvable, edit)
     np.testing.assert_array_equal(recall.exact, exact)
     np.testing.assert_allclose(recall.log_probability, log_probability, atol=1e-5)
@@ -95,7 +104,7 @@ def test_uniform_at_decode_averages_the_values_from_the_last_prompt_token_on(lla
         return hook
 
     handles = []
-    recall = recall_under(llama, solvable, ablate([layer_head], "uniform-at-decode"))
+    recall = without(llama, solvable, [layer_head], "uniform-at-decode")
     _, log_probability = by_hand(llama.hf, solvable, edit)
     for handle in handles:
         handle.remove()
@@ -126,7 +135,7 @@ def test_the_report_holds_the_baseline_every_ablation_and_every_seed(llama, solv
     assert baseline.relative == 1.0
     assert baseline.recall == recall_under(llama, solvable).exact.mean()
     zero = report.frame[(report.frame.ablation == "zero") & (report.frame["heads"] == "chosen")].iloc[0]
-    assert zero.recall == recall_under(llama, solvable, ablate([(1, 0)], "zero")).exact.mean()
+    assert zero.recall == without(llama, solvable, [(1, 0)], "zero").exact.mean()
     assert (report.frame.low <= report.frame.recall).all()
     assert list(report.summary().ablation) == ["mean", "zero", "uniform-at-decode"]
 
@@ -139,7 +148,7 @@ def test_an_unknown_ablation_is_refused_before_anything_runs(llama, solvable):
 def test_chain_of_thought_accuracy_is_that_of_generation_under_the_same_edits(llama, solvable):
     report = chain_of_thought_influence(llama, solvable, solvable, [(1, 0)], seeds=(0,), max_new_tokens=2)
     frame = report.frame.set_index(["answer", "heads"])
-    said = llama.generate(solvable, max_new_tokens=2, edits=ablate([(1, 0)], "zero")).texts
+    said = llama.generate(solvable, max_new_tokens=2, edits=[interp.zero("z.1.0")]).texts
     right = [a.split()[-1] == b.split()[-1] for a, b in zip(said, solvable.answers, strict=True)]
     assert frame.loc[("steps", "chosen"), "accuracy"] == pytest.approx(np.mean(right))
     assert frame.loc[("direct", "none"), "accuracy"] >= 0.5
