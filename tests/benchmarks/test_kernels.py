@@ -12,9 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,53 +24,29 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kernels.attention import head_attention
+from kernels.benchmark import (
+    STATISTICS,
+    Shape,
+    Work,
+    agree,
+    attention,
+    eager,
+    half_pruned,
+    half_streaming,
+    torch_sdpa,
+)
 from kernels.compaction import compact
 from kernels.integration import install
-from kernels.patterns import full, pruned, streaming
-from kernels.types import CaptureSpec, HeadPlan
+from kernels.measure import SLEEPING_THREADS
+from kernels.types import CaptureSpec
 from tests.benchmarks.measure import Target, compare, report
 from tests.peak_memory import peak_memory
 
 pytestmark = pytest.mark.bench
 
 HEADS, DIM = 12, 64
-SPAN = slice(100, 132)
-STATISTICS = CaptureSpec(entropy=True, spans=torch.tensor([[[SPAN.start, SPAN.stop]]]))
-COLUMN_SUMS = CaptureSpec(entropy=True, spans=STATISTICS.spans, column_sums=True)
-HALF_PRUNED = HeadPlan.of([pruned()] * (HEADS // 2) + [full()] * (HEADS // 2))
-HALF_STREAMING = HeadPlan.of([streaming(4, 256)] * (HEADS // 2) + [full()] * (HEADS // 2))
-
-Work = Callable[[], Any]
-
-
-def inputs(heads: int, kv_heads: int, queries: int, keys: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    random = torch.Generator().manual_seed(0)
-    sizes = ((heads, queries), (kv_heads, keys), (kv_heads, keys))
-    q, k, v = (torch.randn(1, count, length, dim, generator=random) for count, length in sizes)
-    return q, k, v
-
-
-def torch_sdpa(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Work:
-    return lambda: scaled_dot_product_attention(q, k, v, **how).transpose(1, 2)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "cpu", **how: Any) -> Work:
-    return lambda: head_attention(q, k, v, backend=backend, **how)
-
-
-def eager(q: Tensor, k: Tensor, v: Tensor) -> Work:
-    """transformers' eager attention, and from its matrix the statistics that the kernel measures."""
-    from transformers.models.llama.modeling_llama import eager_attention_forward
-
-    module: Any = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], training=False)
-    queries, keys = q.shape[2], k.shape[2]
-    hidden = torch.full((queries, keys), -torch.inf).triu(keys - queries + 1)[None, None]
-
-    def attend() -> tuple[Tensor, ...]:
-        out, weights = eager_attention_forward(module, q, k, v, hidden, scaling=q.shape[3] ** -0.5)
-        return out, *weights.max(-1), torch.special.entr(weights).sum(-1), weights[..., SPAN].sum(-1)
-
-    return attend
+COLUMN_SUMS = replace(STATISTICS, column_sums=True)
+HALF_PRUNED, HALF_STREAMING = half_pruned(HEADS), half_streaming(HEADS)
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor) -> Work:
@@ -82,43 +58,21 @@ def flex(q: Tensor, k: Tensor, v: Tensor) -> Work:
     return lambda: compiled(q, k, v, block_mask=causal).transpose(1, 2)
 
 
-def agree(alternatives: dict[str, Work]) -> dict[str, Work]:
-    """The alternatives, once their outputs `[batch query head dim]` were found to be the same."""
-    outputs = {name: out if isinstance(out := work(), Tensor) else out[0] for name, work in alternatives.items()}
-    wanted = next(iter(outputs.values()))
-    for name, out in outputs.items():
-        torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    return alternatives
-
-
 def measure(subject: str, setting: str, alternatives: dict[str, Work], targets: dict[str, float], rounds: int) -> None:
-    """CPU-time ratios to the first alternative, and the least wall time of each."""
-    least: dict[str, float] = {}
-
-    def clocked(name: str, work: Work) -> Work:
-        def run() -> None:
-            start = time.perf_counter()
-            work()
-            least[name] = min(least.get(name, float("inf")), time.perf_counter() - start)
-
-        return run
-
+    """Ratios to the first alternative, against their targets."""
     busy = os.getloadavg()[0]
     wanted = tuple(Target(name, ratio) for name, ratio in targets.items())
-    timed = {name: clocked(name, work) for name, work in alternatives.items()}
-    report(compare(subject, f"{setting}, {torch.get_num_threads()} threads", timed, rounds=rounds, targets=wanted))
-    first = least[next(iter(least))]
-    print(f"  least wall times, with a load of {busy:.1f} at the start")
-    for name, seconds in least.items():
-        print(f"    {name:<38} {1e3 * seconds:9.1f} ms   {seconds / first:6.3f} x")
+    setting = f"{setting}, {torch.get_num_threads()} threads, a load of {busy:.1f} at the start"
+    report(compare(subject, setting, alternatives, rounds=rounds, targets=wanted))
 
 
 def prefill(length: int, rounds: int) -> None:
-    q, k, v = inputs(HEADS, HEADS, length, length, DIM)
-    setting = f"{HEADS} heads of {DIM}, {length} tokens, float32"
+    shape = Shape(length, length, HEADS, HEADS, DIM)
+    q, k, v = shape.tensors()
+    setting = str(shape)
     rows = CaptureSpec(torch.arange(length - 64, length), entropy=True, spans=STATISTICS.spans)
     peers = {
-        "torch SDPA": torch_sdpa(q, k, v, is_causal=True),
+        "torch SDPA": torch_sdpa(q, k, v),
         "cpu": attention(q, k, v),
         "cpu, all statistics": attention(q, k, v, capture=STATISTICS),
         "sdpa, statistics of 64 rows": attention(q, k, v, "sdpa", capture=rows),
@@ -143,20 +97,20 @@ def prefill(length: int, rounds: int) -> None:
 
 
 def statistics() -> None:
-    q, k, v = inputs(HEADS, HEADS, 2048, 2048, DIM)
+    shape = Shape(2048, 2048, HEADS, HEADS, DIM)
+    q, k, v = shape.tensors()
     alternatives = {"transformers eager, statistics": eager(q, k, v), "cpu": attention(q, k, v, capture=STATISTICS)}
-    measure(
-        "kernels-statistics", f"{HEADS} heads of {DIM}, 2048 tokens, float32", agree(alternatives), {"cpu": 0.15}, 5
-    )
+    measure("kernels-statistics", str(shape), agree(alternatives), {"cpu": 0.15}, 5)
 
 
 def decode() -> None:
-    q, k, v = inputs(32, 8, 1, 16384, 128)
-    setting = "one query, 32 heads of 128 on 8 key/value heads, 16384 keys, float32"
+    shape = Shape(1, 16384, 32, 8, 128)
+    q, k, v = shape.tensors()
+    setting = str(shape)
     ours = {
         "cpu": attention(q, k, v),
         "cpu, all statistics": attention(q, k, v, capture=STATISTICS),
-        "torch SDPA": torch_sdpa(q, k, v, enable_gqa=True),
+        "torch SDPA": torch_sdpa(q, k, v),
         "torch SDPA, group as rows": lambda: scaled_dot_product_attention(q.view(1, 8, 4, 128), k, v).view(
             1, 1, 32, 128
         ),
@@ -197,7 +151,7 @@ def whole_model(length: int, rounds: int) -> None:
 def threads() -> None:
     """The wall time of two threads against one; no target of CPU time can see a missing second thread."""
     cores = torch.get_num_threads()
-    q, k, v = inputs(HEADS, HEADS, 2048, 2048, DIM)
+    q, k, v = Shape(2048, 2048, HEADS, HEADS, DIM).tensors()
     least = {1: float("inf"), 2: float("inf")}
     for _ in range(15):
         for count in least:
@@ -213,7 +167,7 @@ def threads() -> None:
 
 def peak(name: str) -> None:
     """Print how far the resident set rises above the inputs, in MiB."""
-    q, k, v = inputs(HEADS, HEADS, 8192, 8192, DIM)
+    q, k, v = Shape(8192, 8192, HEADS, HEADS, DIM).tensors()
     small = tuple(x[:, :, :64].contiguous() for x in (q, k, v))
     work = eager if name == "transformers eager" else lambda *x: attention(*x, capture=STATISTICS)
     work(*small)()
@@ -234,9 +188,8 @@ SUBJECTS: dict[str, Callable[..., None]] = {
 
 
 def in_own_process(root: Path, *arguments: str, **options: Any) -> str:
-    sleeping = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     command = [sys.executable, "-m", "tests.benchmarks.test_kernels", *arguments]
-    return subprocess.run(command, check=True, cwd=root, env={**os.environ, **sleeping}, **options).stdout
+    return subprocess.run(command, check=True, cwd=root, env={**os.environ, **SLEEPING_THREADS}, **options).stdout
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
