@@ -193,12 +193,6 @@ class AblationReport:
 
         return removal_curves(self.frame, self.measure, title=str(self.model["name"]))
 
-    def plot_map(self) -> go.Figure:
-        """Recall at each length and depth, with all heads, without the chosen ones and without random ones."""
-        from interp.plots.ablation import length_depth_maps
-
-        return length_depth_maps(self.by_length_and_depth(), title=str(self.model["name"]))
-
     def save(self, path: str | Path, started: datetime | None = None, **files: Any) -> Run:
         """Write a run folder: the table of conditions, all samples, the table of tests. Raises UnwritableOutput."""
         return save_run(
