@@ -15,10 +15,12 @@ from interp.tracing.model import Model
 
 @dataclass(frozen=True)
 class Costs:
-    """FLOPs of one layer a token (`linear`; `keys` of it for keys and values alone), a query and key, and a logit."""
+    """FLOPs of a layer for one token (`linear`; of these `projections` to q, k and v, `keys` to k and v), for one query
+    with one key (`pair`), and of one logit."""
 
     layers: int
     linear: int
+    projections: int
     keys: int
     pair: int
     logit: int
@@ -31,6 +33,7 @@ class Costs:
         return cls(
             layers=spec.layers,
             linear=sum(_weights(block.module, model.hf.config) for block in blocks) * 2 // spec.layers,
+            projections=keys + 2 * spec.width * spec.heads * spec.head_dim,
             keys=keys,
             pair=4 * spec.heads * spec.head_dim,
             logit=2 * spec.width,
@@ -39,6 +42,10 @@ class Costs:
     def layer(self, start: int, stop: int) -> int:
         """One layer over positions `[start, stop)`, each of which sees all positions up to itself."""
         return (stop - start) * self.linear + self.pair * seen(start, stop)
+
+    def block(self, start: int, stop: int) -> int:
+        """One layer as kernels compute it over positions `[start, stop)`: keys that a mask hides are not left out."""
+        return (stop - start) * (self.linear + self.pair * stop)
 
     def edited(self, layer: int, start: int, read: Sequence[int], logits: int) -> int:
         """The layers from `layer` on, over the positions from `start` to the last of those that are `read`."""

@@ -91,9 +91,11 @@ class Request:
         return self._selections[key]
 
     def pairs(self) -> list[Pair]:
-        """Every group with every prompt in which it selects something; BadInput for edits that select nothing."""
+        """Every group with every prompt whose metrics it can change; raises BadInput for edits that select nothing."""
         width = self.frame.width
         columns = torch.arange(width)
+        causal = self.model.parts.architecture.causal
+        ends = self.metric_columns.amax(0).tolist() if causal else [width] * self.count
         firsts: dict[int, list[int]] = {}
         pairs = []
         for g, group in enumerate(self.groups):
@@ -107,7 +109,7 @@ class Request:
                     raise BadInput(f"{edit} selects no token of any prompt, so it could have no effect")
                 earliest = [min(a, b) for a, b in zip(earliest, here, strict=True)]
             layer = min(first_layer(edit, self.model.spec.layers) for edit in group)
-            pairs += [Pair(g, p, layer, column) for p, column in enumerate(earliest) if column < width]
+            pairs += [Pair(g, p, layer, c) for p, c in enumerate(earliest) if c < width and c <= ends[p]]
         return pairs
 
     def rows(self, indices: Sequence[int]) -> Rows:

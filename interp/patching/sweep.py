@@ -27,6 +27,7 @@ from interp.metrics import Metric
 from interp.patching.flops import unavoidable
 from interp.patching.plain import Plain
 from interp.patching.request import Group, Request, check
+from interp.patching.shared import Shared, refusal
 from interp.patching.work import Executor, Work
 from interp.runs import Journal, Run, save_run
 from interp.tracing.batch import Prompts
@@ -143,7 +144,12 @@ def sweep(
 
 def _executor(request: Request, wanted: ExecutorName) -> tuple[Executor, str]:
     """The executor, and why this one."""
-    return Plain(request), "asked for" if wanted == "plain" else "sharing is not written yet"
+    reason = refusal(request)
+    if wanted == "plain" or (wanted == "auto" and reason is not None):
+        return Plain(request), reason if wanted == "auto" and reason else "asked for"
+    if reason is not None:
+        raise BadInput(f"executor='shared' cannot be used: {reason}; 'auto' and 'plain' run it whole")
+    return Shared(request), "the model is causal, so an edit changes nothing before its layer and position"
 
 
 def _described(index: int, group: Group) -> dict[str, Any]:
