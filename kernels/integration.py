@@ -124,14 +124,27 @@ def intervene(model: PreTrainedModel, plans: Mapping[int, LayerPlan]) -> Iterato
     measured = Measured()
     with ExitStack() as stack:
         for layer, plan in plans.items():
-            module = layers[layer].module
-            device = next(module.parameters()).device
-            kept = None if plan.capture is None else measured.steps.setdefault(layer, [])
-            outer = module.__dict__.get(_PLAN, _Active(LayerPlan(), None))
-            named = {part.name: new for part in fields(plan) if (new := getattr(plan, part.name)) is not None}
-            active = _Active(on_device(replace(outer.plan, **named), device), outer.measured if kept is None else kept)
-            stack.enter_context(_attribute(module, _PLAN, active))
+            kept = stack.enter_context(planned(layers[layer].module, plan))
+            if plan.capture is not None:
+                measured.steps[layer] = kept
         yield measured
+
+
+@contextmanager
+def planned(module: nn.Module, plan: LayerPlan) -> Iterator[list[AttentionStats]]:
+    """Let a plan hold for one attention module, as `intervene` does for a model's; the statistics of every call."""
+    kept: list[AttentionStats] = []
+    device = next(module.parameters()).device
+    outer = module.__dict__.get(_PLAN, _Active(LayerPlan(), None))
+    named = {part.name: new for part in fields(plan) if (new := getattr(plan, part.name)) is not None}
+    measured = outer.measured if plan.capture is None else kept
+    with _attribute(module, _PLAN, _Active(on_device(replace(outer.plan, **named), device), measured)):
+        yield kept
+
+
+def is_planned(module: nn.Module) -> bool:
+    """Whether a plan holds for this attention module."""
+    return _PLAN in module.__dict__
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ def module_paths(a: Architecture) -> dict[str, str]:
         "q_rot": f"query of the {kernel}",
         "k_rot": f"key of the {kernel}",
         "pattern": f"recomputed rows of the {kernel}",
-        "attention_stats": f"recomputed rows of the {kernel}",
+        "attention_stats": f"rows of the {kernel}, recomputed unless it measures them",
         "z": f"input of {block}.{a.o}",
         "head_out": f"z through the slices of {block}.{a.o}",
         "attn_out": f"output of {block}.{a.attn_out}",

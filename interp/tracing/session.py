@@ -16,12 +16,14 @@ from torch import Tensor
 from interp.errors import SiteDidNotFire
 from interp.tracing.attention import KernelCall, attend_rows, attended, forced_rows, row_blocks
 from interp.tracing.batch import keys_by_position, position_columns
+from interp.tracing.compiled_edits import by_position, kernel_work
 from interp.tracing.edits import Edit
 from interp.tracing.frame import Frame, gather_columns, selected_columns
 from interp.tracing.interventions import apply_edit
 from interp.tracing.plan import Plan, RowFold
 from interp.tracing.sites import Site
 from interp.tracing.trace import Leaf
+from kernels.integration import LayerPlan
 from kernels.rows import AttentionRows, row_statistics
 from kernels.types import AttentionStats
 
@@ -47,10 +49,14 @@ class Session:
         self._leaves: dict[Site, Tensor] = {}
         self._positions: list[Tensor] = []
         self._hit = {id(edit) for edit in acted}
+        self.kernel_sites: frozenset[Site] = frozenset()
+        """Sites that the attention kernel can take over (`compiled_edits`), as a backend finds; none otherwise."""
+        self._made_by_kernel: dict[Site, int] = {}
 
     def begin(self, frame: Frame) -> None:
         """Set the columns that the next forward call computes; raises BadInput for selections that do not fit them."""
         self.frame = frame
+        self._made_by_kernel.clear()
         if self.plan.positions is None:
             self._columns = torch.arange(frame.width, device=frame.offsets.device).expand(frame.batch, -1)
         else:
@@ -69,7 +75,7 @@ class Session:
         """
         site = Site(name, layer)
         frame = (frame or self.frame).to(value.device)
-        for edit in self.plan.edits_at(site):
+        for edit in self._edits_left(site):
             value, hit = apply_edit(edit, value, frame)
             self._mark(edit, hit)
         if site in self.plan.reads:
@@ -80,6 +86,10 @@ class Session:
             self._keep(site, self._pick(value))
         self._arrived(site)
         return value
+
+    def _edits_left(self, site: Site) -> list[Edit]:
+        """The edits of a site that the kernel has not made."""
+        return self.plan.edits_at(site)[self._made_by_kernel.get(site, 0) :]
 
     def _arrived(self, site: Site) -> None:
         if site == self.plan.stop_after:
@@ -131,10 +141,25 @@ class Session:
             logits = gather_columns(logits, self._logit_columns)
         return logits[:, 0] if self.plan.logits == "last" else logits
 
-    def read_rows(self, call: KernelCall) -> None:
-        """Compute the attention rows that are read (`pattern`, `attention_stats`, folds), block by block."""
+    def hand_over(self, call: KernelCall) -> LayerPlan | None:
+        """What the kernel itself is to do in this call, if anything; the edits it makes count as made."""
+        work = kernel_work(self.plan, call, self.frame, self._columns, self.kernel_sites)
+        self._made_by_kernel.update(work.made)
+        self._hit.update(map(id, work.acting))
+        return work.plan
+
+    def measured(self, layer: int, stats: AttentionStats) -> None:
+        """Keep the `attention_stats` that the kernel measured."""
+        self._keep(Site("attention_stats", layer), by_position(stats, self.frame))
+        self._arrived(Site("attention_stats", layer))
+
+    def read_rows(self, call: KernelCall, measured: bool = False) -> None:
+        """Compute the attention rows that are read, block by block: `pattern`, folds, `attention_stats` unless the
+        kernel has `measured` it.
+        """
         frame, layer = self.frame.to(call.q.device), call.layer
-        wanted = [name for name in ("pattern", "attention_stats") if Site(name, layer) in self.plan.reads]
+        names = ("pattern",) if measured else ("pattern", "attention_stats")
+        wanted = [name for name in names if Site(name, layer) in self.plan.reads]
         if self._columns is not None and (wanted or self.plan.folds):
             kept: dict[str, list[Any]] = defaultdict(list)
             for columns in row_blocks(self._columns.to(call.q.device), call):
@@ -152,8 +177,8 @@ class Session:
                     self._fold(fold, layer, rows, gather_columns(frame.positions, columns))
             for name in wanted:
                 self._keep(Site(name, layer), _join(kept[name], axis=2))
-        self._arrived(Site("pattern", layer))
-        self._arrived(Site("attention_stats", layer))
+        for name in names:
+            self._arrived(Site(name, layer))
 
     def _fold(self, fold: RowFold, layer: int, rows: AttentionRows, positions: Tensor) -> None:
         result = fold.step(rows, positions, layer)
@@ -166,7 +191,7 @@ class Session:
     def force_rows(self, call: KernelCall, z: Tensor) -> Tensor:
         """Apply the layer's `attend` edits to the kernel's output `z` `[batch query head dim]`."""
         frame = self.frame.to(z.device)
-        for edit in self.plan.edits_at(Site("pattern", call.layer)):
+        for edit in self._edits_left(Site("pattern", call.layer)):
             z, hit = attend_rows(edit, call, frame, z)
             self._mark(edit, hit)
         return z

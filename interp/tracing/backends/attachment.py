@@ -20,8 +20,10 @@ from interp.tracing.architectures import Block, Parts
 from interp.tracing.attention import KernelCall
 from interp.tracing.backends.kernel_tap import Handler, Kernel
 from interp.tracing.session import Session
+from interp.tracing.sites import Site
 from interp.tracing.spec import ModelSpec
 from interp.tracing.views import IDENTITY, View, heads_view, qkv_views, unflattened_view
+from kernels.integration import is_planned, planned
 
 _running: WeakSet[nn.Module] = WeakSet()
 """Models whose hooks are in place: the lock keeps other threads out, this the same thread."""
@@ -54,7 +56,7 @@ class Attachment:
         for layer, block in enumerate(self.parts.blocks):
             self._attach_attention(layer, block)
             self._attach_mlp(layer, block)
-            if self.session.plan.uses_kernel(layer):
+            if self.session.plan.uses_kernel(layer) or Site("z", layer) in self.session.kernel_sites:
                 handlers[block.attn] = self._kernel_handler(layer)
         if self.parts.final_norm is not None:
             self._on_output(self.parts.final_norm, "final_norm", None)
@@ -185,8 +187,13 @@ class Attachment:
                 sinks=kwargs.get("s_aux"),
                 causal=self.parts.architecture.causal,
             )
-            session.read_rows(call)
-            z, weights = kernel(module, q, k, v, mask, **kwargs)
+            plan = None if is_planned(module) else session.hand_over(call)  # what others planned goes first
+            session.read_rows(call, measured=plan is not None and plan.capture is not None)
+            with ExitStack() as stack:
+                measured = [] if plan is None else stack.enter_context(planned(module, plan))
+                z, weights = kernel(module, q, k, v, mask, **kwargs)
+            for stats in measured:
+                session.measured(layer, stats)
             return session.force_rows(call, z), weights
 
         return handler

@@ -15,6 +15,7 @@ from interp.tracing.architectures import Parts, Refusals
 from interp.tracing.backends.attachment import Attachment, running
 from interp.tracing.backends.contract import Adopted
 from interp.tracing.backends.kernel_tap import kernel_tap
+from interp.tracing.compiled_edits import kernel_sites
 from interp.tracing.session import Session, StopForward
 from interp.tracing.spec import ModelSpec
 
@@ -55,6 +56,7 @@ class HooksBackend:
     def attached(self, session: Session) -> Iterator[None]:
         """Register what the session's plan needs, and take it all away again however the block ends."""
         with running(self.hf), ExitStack() as stack:
+            session.kernel_sites = kernel_sites(session.plan, self.hf, self.parts, self.attention)
             handlers = Attachment(session, self.parts, self.spec, stack).attach()
             stack.enter_context(kernel_tap(self.attention, handlers))
             yield

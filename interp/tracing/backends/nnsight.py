@@ -21,6 +21,7 @@ from interp.tracing.architectures import Parts, Refusals
 from interp.tracing.backends.attachment import Attachment, running
 from interp.tracing.backends.contract import Adopted
 from interp.tracing.backends.kernel_tap import kernel_tap
+from interp.tracing.compiled_edits import kernel_sites
 from interp.tracing.session import Session, StopForward
 from interp.tracing.spec import ModelSpec
 
@@ -81,6 +82,8 @@ class NnsightBackend:
             if self.original.interleaver.interleaving:
                 raise BadInput("this nnsight model is in the middle of a trace; run it outside of the `with` block")
             self._order = self._order or execution_order(self.hf)
+            if not self.original._edits:  # which come before the edits of a run
+                session.kernel_sites = kernel_sites(session.plan, self.hf, self.parts, self.attention)
             itinerary = Itinerary(session, self.parts, self.spec, stack)
             stack.enter_context(kernel_tap(self.attention, itinerary.attach()))
             self._stops = itinerary.in_order(self._order)
