@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,8 +77,8 @@ def half_streaming(heads: int) -> HeadPlan:
 
 def torch_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Work:
     """PyTorch's fused attention, `[batch query head dim]` like ours."""
-    how = {"is_causal": q.shape[2] > 1, "enable_gqa": q.shape[1] != k.shape[1]}
-    return lambda: scaled_dot_product_attention(q, k, v, **how).transpose(1, 2)
+    causal, shared = q.shape[2] > 1, q.shape[1] != k.shape[1]
+    return lambda: scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=shared).transpose(1, 2)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "cpu", **how: Any) -> Work:
@@ -108,7 +109,7 @@ def agree(alternatives: dict[str, Work]) -> dict[str, Work]:
     wanted = next(iter(outputs.values()))
     close = TOLERANCE.get(wanted.dtype, 1e-4)
     for name, out in outputs.items():
-        torch.testing.assert_close(out, wanted, rtol=close, atol=close, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(out, wanted, rtol=close, atol=close, msg=partial("{}: {}".format, name))
     return alternatives
 
 

@@ -14,12 +14,14 @@ from interp.cli.options import Device, DType, Json, ModelName, Resume, Revision,
 from interp.cli.score import LONGEST_DEFAULT, MASK_FILE, interruptible
 from interp.errors import BadInput
 from interp.runs import Journal, require_free
+from kernels.errors import InvalidRequest
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.heads.cache import CacheStudy
     from interp.heads.mask import HeadMask
+    from interp.tasks.prompts import PromptSet
     from interp.tracing.model import Model
 
 ROOM_FOR_ANSWER = 48
@@ -76,7 +78,6 @@ def cache(
     run = to or Path("runs") / f"{Path(model).resolve().name}-cache"
     require_free(run)
 
-    from interp.heads.cache import cache_study
     from interp.heads.formats import write_mask
     from interp.tasks.needle import needle_prompts
 
@@ -92,23 +93,10 @@ def cache(
     prompts = needle_prompts(loaded.tokenizer, wanted, at, n_needles=needles, seed=seed + 1, context=spec.context)
     scores = _mask(loaded, mask, min(wanted), seed)
     settings: dict[str, Any] = {"reduction": kv, "sinks": sinks, "window": window, "compensation": compensation}
+    settings |= {"chunk": chunk, "seeds": list(range(seeds)), "seed": seed}
     identity = {"model": loaded.fingerprint, "prompts": prompts.hash, "scores": scores.scores.tolist()}
-    journal = Journal(
-        Journal.beside(run), {**grid, **settings, **identity, "heads": counts, "seeds": seeds, "seed": seed}, resume
-    )
-    with interruptible(journal), progress("decoding") as report:
-        study = cache_study(
-            loaded,
-            prompts,
-            scores,
-            counts,
-            **settings,
-            seeds=range(seeds),
-            chunk=chunk,
-            seed=seed,
-            journal=journal,
-            progress=report,
-        )
+    journal = Journal(Journal.beside(run), {**grid, **settings, **identity, "heads": counts}, resume)
+    study = _decode(loaded, prompts, scores, counts, settings, journal)
     study.save(run, started, **{MASK_FILE: lambda file: write_mask(scores, file)})
     journal.discard()
     _report(study, run, json)
@@ -128,6 +116,21 @@ def _mask(model: Model, source: Path | None, shortest: int, seed: int) -> HeadMa
     )  # fmt: skip
     with interruptible(None), progress("scoring") as report:
         return retrieval_scores(model, short, method="chunk", seed=seed, progress=report).mask()
+
+
+def _decode(
+    model: Model, prompts: PromptSet, mask: HeadMask, heads: list[int], settings: dict[str, Any], journal: Journal
+) -> CacheStudy:
+    """The study; its journal stays behind when it is interrupted, and not when it is refused."""
+    from interp.heads.cache import cache_study
+
+    try:
+        with interruptible(journal), progress("decoding") as report:
+            return cache_study(model, prompts, mask, heads, **settings, journal=journal, progress=report)
+    except (BadInput, InvalidRequest):
+        if not journal.done:
+            journal.discard()
+        raise
 
 
 def _report(study: CacheStudy, run: Path, json: bool) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,9 +18,11 @@ class Machine:
     """A clock that work moves, on a machine that is ten times slower in some rounds."""
 
     def __init__(self, slow_rounds: set[int]) -> None:
-        self.now, self.order, self.slow_rounds = 0.0, [], slow_rounds
+        self.now = 0.0
+        self.order: list[str] = []
+        self.slow_rounds = slow_rounds
 
-    def work(self, name: str, seconds: float, first: float = 0.0):
+    def work(self, name: str, seconds: float, first: float = 0.0) -> Callable[[], None]:
         def run() -> None:
             done = self.order.count(name)
             self.order.append(name)
@@ -88,6 +93,6 @@ def test_eager_attention_is_left_out_where_its_matrices_are_too_large() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"keys": 0}, {"heads": 12, "kv_heads": 5}, {"queries": 3}, {"dim": -1}])
-def test_shapes_that_are_none_are_refused(wrong: dict[str, int]) -> None:
+def test_shapes_that_are_none_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="sizes are positive|as many queries as keys"):
-        Shape(**{"queries": 8, "keys": 8, **wrong})
+        Shape(**{"queries": 8, "keys": 8} | wrong)
