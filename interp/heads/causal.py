@@ -23,7 +23,7 @@ from interp.heads.fed import Fed
 from interp.heads.perplexity import Windows, perplexity, perplexity_record, text_losses
 from interp.heads.scores import model_record
 from interp.runs import Journal, Run, save_run
-from interp.stats import bootstrap_interval, wilson_interval
+from interp.stats import bootstrap_interval, bootstrap_means, wilson_interval
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
 
@@ -90,10 +90,12 @@ class Answering:
 
     def row(self, samples: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str, Any]:
         recall, whole = Recall(*samples.T), Recall(*baseline.T)
-        here = bootstrap_interval(recall.exact, seed=seed)
+        low, high = bootstrap_means(samples[:, :1], seed=seed)
         kept = bootstrap_interval(_pairs(recall.exact, whole.exact), _ratio, seed=seed) if whole.exact.any() else None
-        row = {"recall": here.estimate, "low": here.low, "high": here.high}
-        row |= {
+        row = {
+            "recall": float(recall.exact.mean()),
+            "low": float(low[0]),
+            "high": float(high[0]),
             "relative": kept.estimate if kept else float("nan"),
             "relative_low": kept.low if kept else float("nan"),
             "relative_high": kept.high if kept else float("nan"),
