@@ -239,6 +239,9 @@ class HeadwiseCache(Cache):
             )
         if max_length < 1:
             raise InvalidRequest(f"max_length={max_length}: a cache holds at least one position")
+        there = getattr(config, "max_position_embeddings", None)
+        if there is not None and max_length > there:
+            raise InvalidRequest(f"max_length={max_length} is longer than the {there} positions of the model")
         self.heads, self.sinks, self.window, self.compensation = heads, sinks, window, compensation
         layers = []
         for keeps_all, own_window in zip(heads.full.tolist(), _windows(config), strict=True):

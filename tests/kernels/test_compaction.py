@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kernels.compaction import LAYOUTS, PLAN_FILE, Compaction, compact, load_compacted
 from kernels.errors import InvalidRequest, UnsupportedRequest
+from kernels.integration import LayerPlan, install, intervene, self_check
+from kernels.types import HeadGates
 from tests.families import build, prompts
 
 DIM = 32
@@ -97,6 +99,53 @@ def test_evenly_pruned_heads_make_an_ordinary_folder(family: str, tmp_path: Path
     assert again.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=2).tolist() == (
         model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=2).tolist()
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_a_query_head_of_every_group_leaves_as_many_key_value_heads(family: str, tmp_path: Path) -> None:
+    model, ids = model_of(family), prompts(2, 14)
+    removed = {0: [0, 2, 4, 6], 1: [1, 2, 5, 7]}
+    wanted = gated(model, removed, ids)
+    compact(model, removed).save(model, tmp_path / "small")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "small", attn_implementation="eager")
+    assert (again.config.num_attention_heads, again.config.num_key_value_heads) == (4, 4)
+    assert_same(again(ids).logits, wanted)
+
+
+@torch.no_grad()
+def test_layers_with_as_many_query_heads_and_other_groups_need_their_plan(tmp_path: Path) -> None:
+    model = model_of("llama").to(torch.bfloat16)
+    compaction = compact(model, {0: [0, 2, 4, 6], 1: [0, 1, 6, 7]})
+    assert [kept.counts for kept in compaction.kept] == [(4, 4), (4, 2)]
+    with pytest.raises(
+        UnsupportedRequest, match=r"different numbers of query and key/value heads, \[\(4, 2\), \(4, 4\)\]"
+    ):
+        compaction.save(model, tmp_path / "small")
+    compaction.save(model, tmp_path / "small", allow_plan_file=True)
+    again = load_compacted(tmp_path / "small")
+    assert again.dtype == torch.bfloat16
+    weights = again.state_dict()
+    assert all(torch.equal(weights.pop(name), value) for name, value in model.state_dict().items())
+    assert not weights
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi3", "gemma2"])
+def test_under_the_kernels_a_compacted_model_is_the_whole_one_with_gates(family: str) -> None:
+    """Study and production: gates of `intervene` first, then the heads gone for good."""
+    install()
+    model, ids = model_of(family), prompts(2, 14)
+    model.set_attn_implementation("workbench")
+    heads = model.config.num_attention_heads
+    plans = {layer: LayerPlan(HeadGates.zero(gone, n_heads=heads)) for layer, gone in HALF[family].items()}
+    plain = model(ids).logits
+    with intervene(model, plans):
+        wanted = model(ids).logits
+    assert not torch.allclose(plain, wanted, atol=1e-2)
+    compact(model, HALF[family])
+    assert_same(model(ids).logits, wanted)
+    assert [layer.heads for layer in self_check(model)] == [heads // 2] * 2
 
 
 @torch.no_grad()
@@ -184,6 +233,14 @@ def test_a_model_is_sliced_once() -> None:
     compaction = compact(model, UNEVEN["gpt2"])
     with pytest.raises(InvalidRequest, match="layer 0 has 3 heads of 32; the plan is of 4"):
         compaction.apply(model)
+
+
+def test_the_plan_of_another_model_is_refused() -> None:
+    compaction = Compaction.of(model_of("llama"), HALF["llama"])
+    with pytest.raises(InvalidRequest, match="2 layers of heads for a model of 3"):
+        compaction.apply(build("llama", num_hidden_layers=3))
+    with pytest.raises(InvalidRequest, match="layer 0 has 4 heads of 32; the plan is of 8"):
+        compaction.apply(build("llama"))
 
 
 def test_folders_that_hold_no_compacted_model_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from kernels.compaction import LAYOUTS
+from kernels.compaction import LAYOUTS, compact
 from kernels.errors import InvalidRequest, UnsupportedRequest
 from kernels.headwise_cache import ATTENTION, FullHeads, HeadwiseCache, kv_scores
 from kernels.types import MaskSpec
@@ -185,7 +185,7 @@ def test_the_compensation_token_counts_as_the_dropped_keys(cuts: tuple[int, ...]
 @torch.no_grad()
 @pytest.mark.parametrize("compensation", [False, True])
 def test_bytes_are_those_that_are_allocated_and_do_not_grow(compensation: bool) -> None:
-    model = build("llama", ATTENTION, dtype=torch.bfloat16)
+    model = build("llama", ATTENTION, dtype=torch.bfloat16, max_position_embeddings=512)
     heads = FullHeads(torch.tensor([[1, 0], [0, 0]], dtype=torch.bool))
     cache, sizes, inputs = cache_of(model, heads, compensation=compensation, max_length=512), [], padded((0, 0))
     assert cache.bytes == 0
@@ -269,7 +269,10 @@ def test_what_the_cache_cannot_hold_is_refused() -> None:
     [
         ({"window": 0}, "window=0"),
         ({"sinks": -1}, "sinks=-1"),
+        ({"window": -3}, "window=-3"),
         ({"max_length": 0}, "max_length=0"),
+        ({"max_length": -5}, "max_length=-5"),
+        ({"max_length": 97}, "max_length=97 is longer than the 96 positions of the model"),
         (
             {"heads": FullHeads(torch.ones(2, 4, dtype=torch.bool))},
             r"\[2, 4\]; the model has \[layer, kv_head\] \[2, 2\]",
@@ -280,6 +283,36 @@ def test_sizes_and_heads_that_do_not_fit_are_refused(settings: dict[str, Any], m
     config = build("llama").config
     with pytest.raises(InvalidRequest, match=message):
         HeadwiseCache(config, **{"heads": full_heads("llama"), "max_length": 8, **settings})
+
+
+@torch.no_grad()
+def test_a_compacted_model_takes_a_cache_of_the_heads_it_has_left() -> None:
+    """Gating says what it must answer; a layer with fewer heads than the others is refused by name."""
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    model, inputs = build("llama", ATTENTION, **sizes), padded()
+    whole = FullHeads(torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0]], dtype=torch.bool))
+    layers = model.model.layers
+    removed = {0: [2, 3, 6, 7], 1: [0, 1, 2, 3]}
+    gates = []
+    for layer, heads in removed.items():
+
+        def gate(_: nn.Module, inputs: tuple[Tensor], heads: list[int] = heads) -> tuple[Tensor]:
+            z = inputs[0].unflatten(-1, (8, -1)).clone()
+            z[..., heads, :] = 0
+            return (z.flatten(-2),)
+
+        gates.append(layers[layer].self_attn.o_proj.register_forward_pre_hook(gate))
+    wanted = run(model, cache_of(model, whole), inputs, PREFILL)
+    for hook in gates:
+        hook.remove()
+    assert not torch.allclose(run(model, cache_of(model, whole), inputs, PREFILL), wanted, atol=1e-2)
+    compact(model, removed)
+    left = FullHeads(torch.tensor([[1, 0], [1, 0]], dtype=torch.bool))
+    assert_same(run(model, cache_of(model, left), inputs, PREFILL), wanted, inputs[1])
+    uneven = build("llama", ATTENTION, **sizes)
+    compact(uneven, {0: removed[0]})
+    with pytest.raises(InvalidRequest, match="keys of 2 rows, 2 heads; this cache has 2 of 4"):
+        run(uneven, cache_of(uneven, whole), inputs)
 
 
 def test_layers_that_are_no_ordinary_attention_are_refused() -> None:
