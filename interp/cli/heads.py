@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from interp.cli.ablate import ablate
 from interp.cli.cache import cache
 from interp.cli.console import emit, out, say, show_frame
 from interp.cli.models import load_model
 from interp.cli.options import Json, Out
+from interp.cli.prune import prune
 from interp.cli.roles import roles
 from interp.cli.score import MASK_FILE, score
 from interp.errors import BadInput, UnreadableFile
@@ -28,6 +30,8 @@ app = typer.Typer(help="Score attention heads; show, export and import head mask
 app.command("score")(score)
 app.command("roles")(roles)
 app.command("cache")(cache)
+app.command("ablate")(ablate)
+app.command("prune")(prune)
 
 Source = Annotated[
     Path, typer.Argument(help="A run of `heads score`, or a mask file of any format.", show_default=False)

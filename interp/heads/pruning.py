@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+import torch
 
 from interp.errors import BadInput, choose
 from interp.heads.ablation import Head, fit
@@ -27,7 +28,9 @@ from interp.heads.scores import model_record
 from interp.runs import Journal, Run, save_run
 from interp.stats import bootstrap_means
 from interp.tasks.prompts import PromptSet
+from interp.tracing.edits import zero
 from interp.tracing.model import Model
+from kernels.compaction import Compaction
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -138,6 +141,39 @@ def prune(
     parameters: dict[str, Any] = {"strategy": strategy, "by": by, "every": every, "unit": unit, "metric": metric}
     parameters |= {"budget": budget, "seeds": list(seeds), "seed": seed, "prompts": prompts.hash}
     return Pruning(frame, tuple(head for part in order for head in part), model_record(model), parameters)
+
+
+def check_sliceable(model: Model, unit: Unit) -> None:
+    """Raise BadInput (or UnsupportedRequest, for the family) where pruned weights could not be written."""
+    Compaction.of(model.hf, {})  # type: ignore[arg-type]
+    spec = model.spec
+    if unit == "head" and spec.kv_heads != spec.heads:
+        raise BadInput(
+            f"{spec.name} shares each key/value head among {spec.heads // spec.kv_heads} heads, and weights are sliced "
+            "by whole groups: prune by unit kv-group"
+        )
+
+
+@torch.no_grad()
+def save_pruned(model: Model, pruning: Pruning, folder: str | Path, *, allow_plan_file: bool = False) -> float:
+    """Slice the removed heads out of `model`, in place, and write it to a new folder, with its tokenizer.
+
+    Returns the largest difference of the sliced model's logits from those of the gated one, on a few random tokens.
+    Raises UnsupportedRequest where no ordinary folder can hold it (unless `allow_plan_file`) and for families that are
+    not sliced, InvalidRequest for a folder that is there already; the model is whole then.
+    """
+    compaction = Compaction.of(model.hf, pruning.removed())  # type: ignore[arg-type]
+    if not allow_plan_file and (reason := compaction.obstacle(model.hf)):  # type: ignore[arg-type]
+        raise BadInput(f"no ordinary folder can hold this model: {reason}; --plan-file writes one that we read")
+    tokens = np.random.default_rng(0).integers(model.spec.vocab, size=min(32, model.spec.context or 32))
+    edits = [zero(f"z.{layer}.{head}") for layer, head in pruning.order]
+    gated = model.run(tokens.tolist(), edits=edits, logits="all").logits
+    compaction.apply(model.hf)  # type: ignore[arg-type]
+    sliced = model.hf(input_ids=torch.tensor(tokens, device=model.device)[None], use_cache=False).logits
+    compaction.save(model.hf, folder, allow_plan_file=allow_plan_file)  # type: ignore[arg-type]
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+    return float((gated - sliced).abs().max())
 
 
 def _units(model: Model, unit: Unit) -> list[tuple[Head, ...]]:
