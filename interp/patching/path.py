@@ -1,0 +1,315 @@
+"""Path patching: what one head does through chosen later inputs alone (Wang et al. 2022, arXiv:2211.00593).
+
+Two passes over the clean prompt define the effect of a sender on receivers:
+
+1. Every head's output is frozen to what it was, but the sender's is that of the counterfactual. MLPs are recomputed, or
+   frozen too (`freeze_mlps`). The inputs of the receivers are recorded.
+2. Nothing is frozen, and only the receivers' inputs are replaced by the recorded ones. The metric is read.
+
+With all heads frozen nothing moves between positions in the first pass, so it runs on single tokens, all senders at
+once; the second is a sweep. Both give what the definition gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from interp.errors import BadInput, UnknownSite, choose
+from interp.heads.scores import model_record
+from interp.metrics import Metric
+from interp.patching.activation import default_metrics
+from interp.patching.effects import fraction_columns, mean_columns
+from interp.patching.pairs import against_clean, batches, bound, check_pairs, corrupted, measured
+from interp.patching.sweep import ExecutorName, sweep
+from interp.runs import Run, save_run, staged
+from interp.tasks.prompts import PromptSet
+from interp.tracing.edits import Edit, patch
+from interp.tracing.frame import Positions, check_positions, positions_of
+from interp.tracing.model import Model
+from interp.tracing.plan import check_site
+from interp.tracing.sites import Site, expand
+from interp.tracing.trace import Trace
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Head = tuple[int, int]
+RECEIVERS = ("q", "k", "v", "resid_pre", "resid_mid", "resid_post")
+SENDER_MEMORY = 2**28
+"""Bytes of frozen activations that one sender pass holds, unless told otherwise."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PathPatchingResult:
+    """Metrics with one sender's path corrupted, `values` `[sender metric prompt]`, and of plain runs `[metric prompt]`.
+
+    The effect is (patched - clean) / (corrupted - clean) of the first metric: 0 where the path carries nothing of what
+    the counterfactual changes, 1 where it carries all of it.
+    """
+
+    senders: tuple[Head, ...]
+    receivers: tuple[str, ...]
+    metrics: tuple[str, ...]
+    values: np.ndarray
+    clean: np.ndarray
+    corrupted: np.ndarray
+    model: Mapping[str, Any]
+    parameters: Mapping[str, Any]
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"PathPatchingResult({len(self.senders)} senders to {', '.join(self.receivers)}, "
+            f"{self.values.shape[2]} prompts on {self.model['name']})"
+        )
+
+    @property
+    def n(self) -> int:
+        """How many pairs of prompts there are."""
+        return self.values.shape[2]
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row a sender: layer, head, every metric's mean, its effect (ratio of means, mean of ratios), n.
+
+        Every number has its 95 % bootstrap interval over prompts beside it (`_low`, `_high`).
+        """
+        layers, heads = zip(*self.senders, strict=True)
+        columns: dict[str, Any] = {"layer": layers, "head": heads}
+        for i, name in enumerate(self.metrics):
+            columns |= mean_columns(name, self.values[:, i], self.seed)
+        columns |= fraction_columns("effect", self.values[:, 0], self.clean[0], self.corrupted[0], self.seed)
+        return pd.DataFrame(columns).assign(n=self.n)
+
+    @cached_property
+    def effects(self) -> np.ndarray:
+        """Effect of every head as ratio of means, `[layer head]`; NaN for heads that were no senders."""
+        grid = np.full((self.model["layers"], self.model["heads"]), np.nan)
+        grid[tuple(zip(*self.senders, strict=True))] = self.frame.effect_ratio_of_means
+        return grid
+
+    def top(self, k: int, absolute: bool = True) -> list[Head]:
+        """The k senders with the greatest effects, greatest first. Raises BadInput unless there are as many."""
+        if not 1 <= k <= len(self.senders):
+            raise BadInput(f"top {k} of {len(self.senders)} senders cannot be taken")
+        effects = self.frame.effect_ratio_of_means.to_numpy()
+        order = np.argsort(-(np.abs(effects) if absolute else effects), kind="stable")
+        return [self.senders[i] for i in order[:k]]
+
+    def to_npy(self, path: str | Path) -> None:
+        """Write the map that Merullo et al. (2024) keep: -100 x effect `[layer head]`, 0 for heads that sent nothing.
+
+        An important head is negative there. Raises UnwritableOutput.
+        """
+        with staged(path) as file, file.open("wb") as stream:
+            np.save(stream, -100 * np.nan_to_num(self.effects), allow_pickle=False)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self!r}</p>{self.frame.head(20).to_html(index=False)}"
+
+    def plot(self) -> go.Figure:
+        """Heat map of the effects, layer by head."""
+        from interp.plots.patching import path_map
+
+        return path_map(self)
+
+    def save(self, path: str | Path, started: datetime | None = None) -> Run:
+        """Write a run folder: the frame, the values of every prompt and the effects. Raises UnwritableOutput."""
+        return save_run(
+            path,
+            kind="path-patching",
+            parameters={**self.parameters, "receivers": list(self.receivers), "metrics": list(self.metrics)},
+            model=self.model,
+            seed=self.seed,
+            frame=self.frame,
+            arrays={
+                "values": self.values,
+                "clean": self.clean,
+                "corrupted": self.corrupted,
+                "senders": np.array(self.senders),
+                "effects": self.effects,
+            },
+            started=started,
+        )
+
+
+def path_patching(
+    model: Model,
+    pairs: PromptSet,
+    receivers: str | Sequence[str] = "logits",
+    senders: Sequence[Head] | None = None,
+    *,
+    positions: Positions = None,
+    freeze_mlps: bool = False,
+    metrics: Sequence[Metric] = (),
+    seed: int = 0,
+    batch_size: int = 64,
+    memory: int | None = None,
+    executor: ExecutorName = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> PathPatchingResult:
+    """The effect of every sender through the receivers' inputs alone, all senders in one sweep.
+
+    Args:
+        receivers: `"q.9.6"`, `"k.9"`, `"v.7.3"` (k and v count key/value heads), a residual stream (`"resid_pre.9"`),
+            or `"logits"`, the stream that is unembedded. All of them are replaced together.
+        senders: heads as (layer, head); by default every head that comes before a receiver.
+        positions: where the sender is corrupted and receivers are replaced: an int, several, or a role; all by default.
+        freeze_mlps: freeze MLPs like heads, so that a path is a single edge; else they are part of every path.
+        metrics: by default logit difference, log-probability, KL from the clean prediction and accuracy.
+        memory: bytes for frozen activations and for the sweep.
+
+    Raises:
+        BadInput, UnknownSite, SiteUnavailable, PromptTooLong: before any forward pass.
+    """
+    metrics = tuple(metrics) or default_metrics(pairs)
+    check_pairs(model, pairs, metrics)
+    sites = receiver_sites(model, receivers)
+    heads = _senders(model, sites, senders)
+    positions = _positions(pairs, positions, sites, metrics, model.spec.layers)
+    parts: list[np.ndarray] = []
+    clean: list[np.ndarray] = []
+    corrupt: list[np.ndarray] = []
+    for index, (batch, own) in enumerate(batches(pairs, metrics, batch_size)):
+        own = against_clean(model, batch, own)
+        sides = (batch, corrupted(batch))
+        values = []
+        for group in _recorded(model, *sides, heads, sites, positions, freeze_mlps, memory or SENDER_MEMORY):
+            values.append(sweep(model, batch, group, own, memory=memory, executor=executor).values)
+            if progress:
+                done = index * len(heads) + sum(map(len, values))
+                progress(done, len(heads) * -(-len(pairs) // batch_size))
+        parts.append(np.concatenate(values))
+        for kept, side in zip((clean, corrupt), sides, strict=True):
+            kept.append(measured(model, side, bound(model, batch, own)))
+    return PathPatchingResult(
+        senders=heads,
+        receivers=tuple(map(str, sites)),
+        metrics=tuple(metric.name for metric in metrics),
+        values=np.concatenate(parts, axis=2),
+        clean=np.concatenate(clean, axis=1),
+        corrupted=np.concatenate(corrupt, axis=1),
+        model=model_record(model),
+        parameters={"prompts": pairs.hash, "positions": str(positions), "freeze_mlps": freeze_mlps},
+        seed=seed,
+    )
+
+
+def receiver_sites(model: Model, receivers: str | Sequence[str]) -> tuple[Site, ...]:
+    """The inputs that receive, in the order of the forward pass; raises UnknownSite, SiteUnavailable."""
+    named = (receivers,) if isinstance(receivers, (str, Site)) else tuple(receivers)
+    if not named:
+        raise BadInput("path patching needs a receiver: 'logits', 'q.LAYER.HEAD', 'resid_pre.LAYER', …")
+    last = f"resid_post.{model.spec.layers - 1}"
+    sites = expand([last if receiver == "logits" else receiver for receiver in named], model.spec.layers)
+    for site in sites:
+        if site.name not in RECEIVERS:
+            raise UnknownSite(
+                f"{site} is no input that path patching replaces; {choose(site.name, (*RECEIVERS, 'logits'))}"
+            )
+        check_site(site, model.spec, model.refusals)
+    for site in sites:
+        if site.head is not None and site.whole in sites:
+            raise BadInput(f"{site} is part of {site.whole}, which is a receiver too; name one of them")
+    return tuple(sorted(sites, key=lambda site: (site.order, site.head or 0)))
+
+
+def _senders(model: Model, receivers: Sequence[Site], chosen: Sequence[Head] | None) -> tuple[Head, ...]:
+    """Heads that write before the last receiver reads; raises BadInput for chosen ones that do not."""
+    last = receivers[-1]
+    reach = tuple(
+        (layer, head)
+        for layer in range(model.spec.layers)
+        for head in range(model.spec.heads)
+        if Site("z", layer).order < last.order
+    )
+    if not reach:
+        raise BadInput(f"no head writes before {last} reads, so there is nothing to send")
+    if chosen is None:
+        return reach
+    heads = tuple((int(layer), int(head)) for layer, head in chosen)
+    if not heads or len(set(heads)) < len(heads):
+        raise BadInput(f"the senders must be distinct and at least one; got {list(heads)}")
+    for layer, head in heads:
+        check_site(Site("z", layer, head), model.spec, model.refusals)
+        if (layer, head) not in reach:
+            raise BadInput(f"head {layer}.{head} writes after {last} reads, so it can send nothing there")
+    return heads
+
+
+def _positions(
+    pairs: PromptSet, positions: Positions, receivers: Sequence[Site], metrics: Sequence[Metric], layers: int
+) -> Positions:
+    """Where to patch; only where the metric is, if nothing else can matter to it."""
+    positions = positions_of(positions)
+    check_positions(positions, None, [len(row) for row in pairs.tokens], pairs.spans)
+    places = {metric.position for metric in metrics}
+    final = all(site == Site("resid_post", layers - 1) for site in receivers)
+    return places.pop() if positions is None and final and len(places) == 1 else positions
+
+
+def _recorded(
+    model: Model,
+    clean: PromptSet,
+    corrupt: PromptSet,
+    senders: Sequence[Head],
+    receivers: Sequence[Site],
+    positions: Positions,
+    freeze_mlps: bool,
+    memory: int,
+) -> Iterator[list[tuple[Edit, ...]]]:
+    """The receivers' recorded inputs as edits, a group for every sender, some senders at a time."""
+    last = receivers[-1]
+    frozen = [Site(name, layer) for layer in range(model.spec.layers) for name in ("z", "mlp_out")[: 1 + freeze_mlps]]
+    frozen = [site for site in frozen if site.order < last.order]
+    here = model.run(clean, read=["embed", *frozen], positions=positions)
+    there = model.run(corrupt, read=sorted({f"z.{layer}" for layer, _ in senders}), positions=positions)
+    tokens = here.tokens.gather(1, here.positions).flatten()
+    rows_each = len(tokens) * here["embed"].element_size() * model.spec.width * (1 + len(frozen))
+    size = max(1, memory // rows_each)
+    for start in range(0, len(senders), size):
+        some = senders[start : start + size]
+        single = tokens.repeat(len(some))[:, None]
+        edits = [patch(site, _sent(here, there, site, some)) for site in (Site("embed"), *frozen)]
+        trace = model.run(single, read=receivers, edits=edits)
+        seen = {
+            site: rearrange(trace[site], "(s b p) 1 ... -> s b p ...", s=len(some), b=len(clean)) for site in receivers
+        }
+        yield [
+            tuple(patch(site, _donor(value[i], here)).at(positions=positions) for site, value in seen.items())
+            for i in range(len(some))
+        ]
+
+
+def _sent(clean: Trace, corrupt: Trace, site: Site, senders: Sequence[Head]) -> Tensor:
+    """What a site is frozen to in every row, `[(sender prompt position) 1 ...]`: clean, but for the sender itself."""
+    value = repeat(clean[site], "b p ... -> s b p ...", s=len(senders))
+    if site.name == "z":
+        value = value.clone()
+        for i, (layer, head) in enumerate(senders):
+            if layer == site.layer:
+                value[i, :, :, head] = corrupt[site][:, :, head]
+    return rearrange(value, "s b p ... -> (s b p) 1 ...")
+
+
+def _donor(value: Tensor, trace: Trace) -> Tensor:
+    """`value` `[prompt position ...]` as a donor with a row for every token, of which only these positions are used."""
+    tokens = trace.tokens.shape[1]
+    if value.shape[1] == tokens:
+        return value
+    if value.shape[1] == 1:
+        return value.expand(-1, tokens, *value.shape[2:])
+    donor = value.new_zeros(len(value), tokens, *value.shape[2:])
+    donor[torch.arange(len(value))[:, None], trace.positions] = value
+    return donor
