@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
+from interp.plots.template import COLOURS, TEMPLATE, transparent
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.heads.cache import CacheStudy
 
-COLOURS = ("#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#17becf", "#bcbd22")
-"""One a length."""
 MIB = 2**20
 
 
@@ -30,8 +30,8 @@ def bytes_against_recall(study: CacheStudy) -> go.Figure:
     figure.update_layout(
         title=f"{study.model['name']}: recall of {n} needle tests{' a length' if len(lengths) > 1 else ''}",
         xaxis={"title": "keys and values (MiB)", "rangemode": "tozero"},
-        yaxis={"title": "recall", "range": [-0.03, 1.05]},
-        template="plotly_white",
+        yaxis={"title": "recall (fraction of answers)", "range": [-0.03, 1.05]},
+        template=TEMPLATE,
     )
     return figure
 
@@ -46,8 +46,9 @@ def _line(figure: go.Figure, rows: pd.DataFrame, name: str, colour: str) -> None
         mode="lines+markers",
         name=name,
         marker_color=colour,
-        customdata=rows[["heads", "saved"]],
-        hovertemplate="%{customdata[0]} heads, %{customdata[1]:.0%} saved: %{y:.3f}",
+        customdata=rows[["heads", "saved", "recall_low", "recall_high", "n"]],
+        hovertemplate="%{customdata[0]} heads, %{customdata[1]:.0%} saved: %{y:.3f} [%{customdata[2]:.3f}, "
+        "%{customdata[3]:.3f}], n = %{customdata[4]}",
     )
 
 
@@ -64,12 +65,19 @@ def _random_band(figure: go.Figure, rows: pd.DataFrame, name: str, colour: str) 
         fill="toself",
         mode="lines",
         line_width=0,
-        fillcolor=colour,
-        opacity=0.15,
+        fillcolor=transparent(colour),
         name=f"{name}, {rows.seed.nunique()} draws",
         hoverinfo="skip",
     )
-    figure.add_scatter(x=x, y=mean, mode="lines+markers", line={"dash": "dot", "color": colour}, name=f"{name}, mean")
+    figure.add_scatter(
+        x=x,
+        y=mean,
+        mode="lines+markers",
+        line={"dash": "dot", "color": colour},
+        name=f"{name}, mean",
+        customdata=[*zip(mean.index, low, high, strict=True)],
+        hovertemplate="%{customdata[0]} random heads: %{y:.3f} (%{customdata[1]:.3f} to %{customdata[2]:.3f})",
+    )
 
 
 def _full(figure: go.Figure, row: pd.Series, name: str, colour: str) -> None:
