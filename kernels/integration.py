@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import inspect
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from transformers.utils import output_capturing
 
 from kernels.attention import head_attention
 from kernels.errors import InvalidRequest, UnsupportedRequest
-from kernels.model_masks import ModelMask, check_family, make_mask
+from kernels.model_masks import ModelMask, TracedMask, check_family, make_mask
 from kernels.types import AttentionStats, CaptureSpec, HeadGates, HeadPlan, MaskSpec, on_device
 
 NAME = "workbench"
@@ -92,7 +93,8 @@ class _Active(NamedTuple):
 
 
 _layers: WeakKeyDictionary[nn.Module, list[AttentionLayer]] = WeakKeyDictionary()
-_checked: WeakSet[nn.Module] = WeakSet()
+_checked: dict[int, weakref.ref[nn.Module]] = {}
+"""Modules that agree with eager attention, by id, which is how a compiled graph names them."""
 
 
 def install() -> None:
@@ -214,7 +216,6 @@ def _attribute(module: nn.Module, name: str, value: Any) -> Iterator[None]:
             module.__dict__[name] = before
 
 
-@torch.compiler.disable
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -227,9 +228,87 @@ def _attend(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, AttentionStats | None]:
-    """transformers' attention function: output `[batch query head dim]`, and statistics in place of weights."""
-    _check_call(module, attention_mask, dropout, others)
-    mask: ModelMask = attention_mask
+    """transformers' attention function: output `[batch query head dim]`, and statistics in place of weights.
+
+    In a graph of torch.compile it is one operator, which looks up the plan when it runs. The graph breaks where
+    statistics are returned, where gradients are asked for, and before a module has been checked.
+    """
+    if torch.compiler.is_compiling() and isinstance(attention_mask, TracedMask) and id(module) in _checked:
+        graded = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+        if not graded and not _weights_are_kept(others):
+            _check_others(module, dropout, others)
+            return _operator(query, key, value, id(module), scaling, softcap, s_aux, *attention_mask), None
+    return _attend_now(module, query, key, value, attention_mask, dropout, scaling, softcap, s_aux, others)
+
+
+@torch.compiler.disable(reason="a call that checks a module, keeps statistics or takes gradients is no operator yet")
+def _attend_now(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    s_aux: Tensor | None,
+    others: dict[str, Any],
+) -> tuple[Tensor, AttentionStats | None]:
+    mask = attention_mask.decided() if isinstance(attention_mask, TracedMask) else attention_mask
+    _check_mask(module, mask)
+    _check_others(module, dropout, others)
+    spec = _spec(module, query, key, mask, scaling, softcap, s_aux)
+    calls = module.__dict__.get(_CALLS)
+    if calls is not None or id(module) not in _checked:
+        options = {"scaling": scaling, "softcap": softcap, "s_aux": s_aux, **others}
+        _compare(module, query, key, value, mask, spec, options)
+    if calls is not None:
+        calls.append(AttentionLayer(module, query.shape[1]))
+    return _compute(module, query, key, value, spec, _weights_are_kept(others))
+
+
+@torch.library.custom_op("interp_kernels::attend", mutates_args=())
+def _operator(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    module: int,
+    scaling: float | None,
+    softcap: float | None,
+    s_aux: Tensor | None,
+    starts: Tensor,
+    holds: Tensor,
+    padding: Tensor | None,
+    queries: int,
+    keys: int,
+    q_offset: int,
+    kv_offset: int,
+    window: int | None,
+    causal: bool,
+) -> Tensor:
+    """`_attend` of the module of this id, with the parts of its `TracedMask`."""
+    layer = _checked[module]()
+    assert layer is not None
+    mask = TracedMask(starts, holds, padding, queries, keys, q_offset, kv_offset, window, causal).decided()
+    out, _ = _compute(layer, query, key, value, _spec(layer, query, key, mask, scaling, softcap, s_aux))
+    return out.contiguous()
+
+
+@_operator.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+
+
+def _spec(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: ModelMask,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> MaskSpec:
+    """How scores are made in this call; raises what the mask refuses."""
     if isinstance(mask.spec, InvalidRequest):
         raise mask.spec
     if (query.shape[2], key.shape[2]) != (mask.queries, mask.keys):
@@ -237,22 +316,22 @@ def _attend(
             f"{_name(module)} has {query.shape[2]} queries and {key.shape[2]} keys, its mask was made for "
             f"{mask.queries} and {mask.keys}"
         )
-    spec = replace(on_device(mask.spec, query.device), scale=scaling, softcap=softcap, sinks=s_aux)
-    calls = module.__dict__.get(_CALLS)
-    if calls is not None or module not in _checked:
-        options = {"scaling": scaling, "softcap": softcap, "s_aux": s_aux, **others}
-        _compare(module, query, key, value, mask, spec, options)
-    if calls is not None:
-        calls.append(AttentionLayer(module, query.shape[1]))
+    return replace(on_device(mask.spec, query.device), scale=scaling, softcap=softcap, sinks=sinks)
+
+
+def _compute(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, spec: MaskSpec, measure: bool = False
+) -> tuple[Tensor, AttentionStats | None]:
+    """Attention under the plan that holds for the module now."""
     plan, measured = module.__dict__.get(_PLAN, _Active(LayerPlan(), None))
-    capture = plan.capture or (CaptureSpec() if _weights_are_kept(others) else None)
+    capture = plan.capture or (CaptureSpec() if measure else None)
     out, stats = head_attention(query, key, value, mask=spec, gates=plan.gates, plan=plan.plan, capture=capture)
     if measured is not None and stats is not None:
         measured.append(stats)
     return out, stats
 
 
-def _check_call(module: nn.Module, mask: Any, dropout: float, others: Mapping[str, Any]) -> None:
+def _check_mask(module: nn.Module, mask: Any) -> None:
     if isinstance(mask, Tensor):
         raise UnsupportedRequest(
             f"a mask of shape {list(mask.shape)} was given; the kernels take the two dimensions of a padding mask, "
@@ -263,6 +342,9 @@ def _check_call(module: nn.Module, mask: Any, dropout: float, others: Mapping[st
             f"{_name(module)} was called without a mask of {NAME!r}: padding and windows would be lost. Either the "
             "module was called outside of its model, or install() was not called"
         )
+
+
+def _check_others(module: nn.Module, dropout: float, others: Mapping[str, Any]) -> None:
     if dropout:
         raise UnsupportedRequest(f"{_name(module)} drops attention out ({dropout}); call eval(), or set it to 0")
     if given := [name for name in FOREIGN if others.get(name) is not None]:
@@ -306,7 +388,8 @@ def _compare(
                 f"{_name(module)} differs from the eager attention of its family by {error:.2g}, where {allowed:.2g} "
                 f"is allowed in {q.dtype}; load the model with another attention implementation"
             )
-    _checked.add(module)
+    key = id(module)
+    _checked[key] = weakref.ref(module, lambda _: _checked.pop(key, None))
 
 
 def _name(module: nn.Module) -> str:
