@@ -260,7 +260,9 @@ def maps(study: AblationReport) -> pd.DataFrame | None:
 
 
 def show_alone(result: HeadEffects | HeadImportance, run: Path, json: bool) -> None:
-    exact, agreement = getattr(result, "exact", result), getattr(result, "agreement", None)
+    from interp.heads.importance import HeadImportance
+
+    exact, agreement = (result.exact, result.agreement) if isinstance(result, HeadImportance) else (result, None)
     if json:
         emit(
             {

@@ -78,7 +78,7 @@ class Ablation:
             raise BadInput(f"{text!r}: the ablation {kind} takes nothing after a colon")
         name, reader = readers[kind]
         try:
-            return cls(kind, **{name: reader(argument)})  # type: ignore[arg-type, operator]
+            return cls(kind, **{name: reader(argument)})  # type: ignore[arg-type]
         except ValueError as error:
             raise BadInput(f"{text!r}: {argument!r} is not the {name} of this ablation ({error})") from None
 

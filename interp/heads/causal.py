@@ -59,8 +59,10 @@ BASELINE = Condition("none", ())
 class Measure(Protocol):
     """What is measured under every condition."""
 
-    name: str
-    fed: Fed
+    @property
+    def name(self) -> str: ...
+    @property
+    def fed(self) -> Fed: ...
 
     def samples(self, ablation: FittedAblation | None, heads: Sequence[Head]) -> np.ndarray:
         """One row an independent sample, `[n k]`."""
@@ -181,7 +183,7 @@ class AblationReport:
         rows = []
         cells = self.tests.groupby(["length", "depth"]).indices
         for (ablation, kind, removed), part in self.frame.groupby(["ablation", "heads", "removed"], sort=False):
-            for (length, depth), tests in cells.items():  # type: ignore[misc]
+            for (length, depth), tests in cells.items():
                 right = self.samples[part.index][:, tests, 0]
                 interval = wilson_interval(int(right.sum()), right.size)
                 row = {"ablation": ablation, "heads": kind, "removed": removed, "length": length, "depth": depth}

@@ -58,8 +58,15 @@ class HeadEffects:
         n, layers, heads = self.samples.shape
         low, high = bootstrap_means(self.samples.reshape(n, -1), seed=self.seed)
         layer, head = np.divmod(np.arange(layers * heads), heads)
-        columns = {"layer": layer, "head": head, "effect": self.effects.ravel(), "low": low, "high": high}
-        columns |= {"metric": self.metric, "ablation": self.ablation, "attention": self.model["attention"], "n": n}
+        columns: dict[str, Any] = {"layer": layer, "head": head, "effect": self.effects.ravel()}
+        columns |= {
+            "low": low,
+            "high": high,
+            "metric": self.metric,
+            "ablation": self.ablation,
+            "attention": self.model["attention"],
+            "n": n,
+        }
         frame = pd.DataFrame(columns)
         return frame.sort_values(["effect", "layer", "head"], ascending=[False, True, True], ignore_index=True)
 

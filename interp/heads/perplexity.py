@@ -98,9 +98,9 @@ def text_losses(
     return losses
 
 
-def perplexity(losses: np.ndarray) -> float:
+def perplexity(losses: np.ndarray) -> np.floating:
     """`exp` of the mean loss a token over all windows `[n 2]`, each weighed by the tokens it scored."""
-    return float(np.exp(losses[:, 0].sum() / losses[:, 1].sum()))
+    return np.exp(losses[:, 0].sum() / losses[:, 1].sum(), dtype=np.float64)
 
 
 def perplexity_record(windows: Windows) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def prune(
 
 def check_sliceable(model: Model, unit: Unit) -> None:
     """Raise BadInput (or UnsupportedRequest, for the family) where pruned weights could not be written."""
-    Compaction.of(model.hf, {})  # type: ignore[arg-type]
+    Compaction.of(model.hf, {})
     spec = model.spec
     if unit == "head" and spec.kv_heads != spec.heads:
         raise BadInput(
@@ -162,15 +162,15 @@ def save_pruned(model: Model, pruning: Pruning, folder: str | Path, *, allow_pla
     Raises UnsupportedRequest where no ordinary folder can hold it (unless `allow_plan_file`) and for families that are
     not sliced, InvalidRequest for a folder that is there already; the model is whole then.
     """
-    compaction = Compaction.of(model.hf, pruning.removed())  # type: ignore[arg-type]
-    if not allow_plan_file and (reason := compaction.obstacle(model.hf)):  # type: ignore[arg-type]
+    compaction = Compaction.of(model.hf, pruning.removed())
+    if not allow_plan_file and (reason := compaction.obstacle(model.hf)):
         raise BadInput(f"no ordinary folder can hold this model: {reason}; --plan-file writes one that we read")
     tokens = np.random.default_rng(0).integers(model.spec.vocab, size=min(32, model.spec.context or 32))
     edits = [zero(f"z.{layer}.{head}") for layer, head in pruning.order]
     gated = model.run(tokens.tolist(), edits=edits, logits="all").logits
-    compaction.apply(model.hf)  # type: ignore[arg-type]
+    compaction.apply(model.hf)
     sliced = model.hf(input_ids=torch.tensor(tokens, device=model.device)[None], use_cache=False).logits
-    compaction.save(model.hf, folder, allow_plan_file=allow_plan_file)  # type: ignore[arg-type]
+    compaction.save(model.hf, folder, allow_plan_file=allow_plan_file)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
     return float((gated - sliced).abs().max())
@@ -245,9 +245,9 @@ def _random(units: Sequence[tuple[Head, ...]], seed: int) -> list[tuple[Head, ..
 def _criterion(model: Model, prompts: PromptSet, metric: Metric, by: By, gone: Sequence[Head]) -> list[list[float]]:
     if by == "effect":
         effects = ablation_effects(model, prompts, ablation="zero", metric=metric, removed=gone).effects
-        return np.nan_to_num(effects).tolist()  # type: ignore[no-any-return]
+        return np.nan_to_num(effects).tolist()
     gradients: GateGradients = gate_gradients(model, prompts, metric=metric, removed=gone)
-    return gradients.importance(ORDER).tolist()  # type: ignore[no-any-return]
+    return gradients.importance(ORDER).tolist()
 
 
 def _names(heads: Sequence[Head]) -> str:
@@ -293,4 +293,4 @@ class _Work:
 
     def _measure(self, gone: Sequence[Head]) -> list[float]:
         fitted = fit(self.model, "zero", Fed.answering(self.prompts), [layer for layer, _ in gone])
-        return recall_under(self.model, self.prompts, fitted, list(gone)).metric(self.metric).tolist()  # type: ignore[no-any-return]
+        return recall_under(self.model, self.prompts, fitted, list(gone)).metric(self.metric).tolist()

@@ -11,9 +11,10 @@ import interp
 from interp.errors import BadInput
 from interp.heads.ablation import fit
 from interp.heads.answers import recall_under
-from interp.heads.causal import ablation_report, random_heads
+from interp.heads.causal import ablation_report, random_heads, removal_study
 from interp.heads.chain_of_thought import chain_of_thought_influence
 from interp.heads.fed import Fed
+from interp.runs import Journal
 from interp.tasks.prompts import PromptSet
 
 
@@ -138,6 +139,48 @@ def test_the_report_holds_the_baseline_every_ablation_and_every_seed(llama, solv
     assert zero.recall == without(llama, solvable, [(1, 0)], "zero").exact.mean()
     assert (report.frame.low <= report.frame.recall).all()
     assert list(report.summary().ablation) == ["mean", "zero", "uniform-at-decode"]
+
+
+def test_removal_takes_the_first_heads_of_the_ranking_and_controls_from_their_layers(llama, solvable):
+    ranking = [(1, 2), (0, 0), (1, 0)]
+    study = removal_study(llama, solvable, ranking, [3, 0, 1, 2], ablations=["zero", "uniform"], seeds=(0, 1))
+    chosen = study.frame[study.frame["heads"] == "chosen"]
+    assert chosen.which.tolist() == ["1-2", "1-2 0-0", "1-2 0-0 1-0"] * 2
+    for row in chosen.itertuples():
+        alone = without(llama, solvable, ranking[: row.removed], row.ablation)
+        assert row.log_probability == pytest.approx(alone.log_probability.mean(), abs=1e-5)
+    for row in study.frame[study.frame["heads"] == "random"].itertuples():
+        drawn = [tuple(map(int, head.split("-"))) for head in row.which.split()]
+        assert set(drawn) == set(random_heads(llama, ranking[: row.removed], row.seed))
+    summary = study.summary()
+    assert summary.removed.tolist() == [1, 2, 3] * 2
+    assert set(study.frame.attention) == {"sdpa"}
+
+
+def test_a_ranking_shorter_than_what_is_to_be_removed_is_refused(llama, solvable):
+    with pytest.raises(BadInput, match="4 heads cannot be removed: the ranking has 3"):
+        removal_study(llama, solvable, [(1, 2), (0, 0), (1, 0)], [4])
+    with pytest.raises(BadInput, match="at least one head"):
+        ablation_report(llama, solvable, [])
+
+
+def test_finished_conditions_are_not_measured_again(llama, solvable, tmp_path):
+    options = {"ablations": ["zero", "resample"], "seeds": (0,)}
+    whole = ablation_report(llama, solvable, [(1, 0)], **options)
+
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with Journal(tmp_path / "journal.jsonl", {}) as journal, pytest.raises(KeyboardInterrupt):
+        ablation_report(llama, solvable, [(1, 0)], **options, journal=journal, progress=stop)
+    added = []
+    with Journal(tmp_path / "journal.jsonl", {}, resume=True) as journal:
+        append = journal.append
+        journal.append = lambda key, value: (added.append(key), append(key, value))
+        again = ablation_report(llama, solvable, [(1, 0)], **options, journal=journal)
+    assert len(added) == len(whole.frame) - 3
+    np.testing.assert_allclose(again.samples, whole.samples, atol=1e-6)
 
 
 def test_an_unknown_ablation_is_refused_before_anything_runs(llama, solvable):

@@ -8,10 +8,12 @@ from transformers import AutoModelForCausalLM
 
 import interp
 from interp.errors import NoTestPassed
-from interp.heads.causal import ablation_report
+from interp.heads.causal import ablation_report, removal_study
+from interp.heads.perplexity import sliding_windows
 from interp.heads.properties import intrinsic
 from interp.heads.retrieval import retrieval_scores
 from interp.heads.scores import agreement
+from interp.tasks.bundled import filler_text
 from interp.tasks.needle import needle_prompts
 from kernels.headwise_cache import ATTENTION, FullHeads, HeadwiseCache
 
@@ -43,14 +45,50 @@ def test_fewer_than_a_quarter_of_the_heads_are_retrieval_heads(pocket, scores):
     assert 0 < len(heads) < pocket.spec.layers * pocket.spec.heads / 4
 
 
-def test_without_them_recall_collapses_and_without_random_heads_of_their_layers_it_does_not(pocket, needles, scores):
-    report = ablation_report(pocket, needles, scores.above(0.1), seeds=(0, 1, 2, 3, 4))
+REMOVING = ("mean", "zero", "mean-positional", "mean-template:length", "resample:0", "uniform", "uniform-at-decode")
+
+
+@pytest.fixture(scope="module")
+def report(pocket, needles, scores):
+    """Every kind of ablation, and one that only weakens heads."""
+    return ablation_report(pocket, needles, scores.above(0.1), ablations=(*REMOVING, "scale:0.5"))
+
+
+def test_without_them_recall_collapses_and_without_random_heads_of_their_layers_it_does_not(report):
     assert report.frame.recall[0] > 0.8
     summary = report.summary().set_index("ablation")
-    assert set(summary.index) == {"mean", "zero", "uniform-at-decode"}
+    removing = summary.loc[list(REMOVING)]
     assert (summary.seeds == 5).all()
-    assert (summary.kept <= 0.2).all(), summary
+    assert (removing.high <= 0.2).all(), summary
     assert (summary.random >= 0.9).all(), summary
+
+
+def test_what_the_model_says_instead_depends_on_the_ablation(report):
+    """Recall is 0 under all that remove the heads; the log-probability of the answer tells them apart."""
+    chosen = report.frame[report.frame["heads"] == "chosen"].set_index("ablation")
+    said = chosen.log_probability
+    assert chosen.recall["scale:0.5"] > 0.5
+    assert said["scale:0.5"] < report.frame.log_probability[0]
+    assert said["resample:0"] < said["zero"] - 1, "heads that read another needle copy its value"
+    assert said["mean-positional"] > said["mean"] + 0.3, "which digit is due can be told from the position"
+
+
+def test_recall_by_length_and_depth_is_lost_everywhere(report, needles):
+    cells = report.by_length_and_depth().set_index(["ablation", "heads", "length", "depth"]).sort_index()
+    assert set(cells.index.get_level_values("depth")) == {0.0, 50.0, 100.0}
+    assert (cells.n.loc["zero", "random"] == 5 * cells.n.loc["zero", "chosen"]).all()
+    assert (cells.recall.loc["zero", "chosen"] == 0).all()
+    assert cells.recall.loc["none", "none"].mean() == pytest.approx(report.frame.recall[0])
+    assert cells.n.loc["none", "none"].sum() == len(needles)
+
+
+def test_one_head_fewer_hurts_less_and_text_is_read_as_well_without_them(pocket, needles, scores):
+    study = removal_study(pocket, needles, scores.top(2), [0, 1, 2], ablations=["zero"], seeds=(0,))
+    chosen = study.frame[study.frame["heads"] != "random"].set_index("removed").log_probability
+    assert chosen[0] > chosen[1] > chosen[2]
+    text = sliding_windows(pocket, filler_text(1, 60), window=256)
+    perplexity = ablation_report(pocket, text, scores.top(2), ablations=["zero"], seeds=(0,)).frame
+    assert perplexity.relative[1] == pytest.approx(1.0, abs=0.03)
 
 
 def test_the_earlier_checkpoint_has_the_same_retrieval_heads(needles, scores):
