@@ -143,7 +143,8 @@ class Request:
 def first_layer(edit: Edit, layers: int) -> int:
     """The first layer that an edit can change; `layers` for what comes after them all."""
     if edit.site.layer is not None:
-        return edit.site.layer
+        after = edit.site.name == "resid_post" and edit.site.layer + 1 < layers
+        return edit.site.layer + after
     return 0 if edit.site.name == "embed" else layers
 
 

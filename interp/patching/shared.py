@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from interp.patching.flops import Costs
-from interp.patching.request import Pair, Request
+from interp.patching.request import Pair, Request, first_layer
 from interp.patching.walk import Base, Placed, Stack, base_run, can_unembed_few, first_read, walk
+from interp.tracing.edits import Edit
 from interp.tracing.families import ARCHITECTURES
 from interp.tracing.frame import Frame
 from interp.tracing.sites import Site
 
 ATTENTION = ("eager", "sdpa", "workbench")
 """Attention implementations that take the masks of stacked rows."""
-CHUNK_TOKENS = 4096
-"""Row-columns computed together at most: more is no faster, and takes memory."""
+CHUNK_TOKENS = {"cpu": 1024, "cuda": 2**16}
+"""Tokens computed together at most: a processor's caches hold no more, an accelerator wants many."""
+CHUNK_KEYS = 16
+"""Keys a chunk may copy, in units of CHUNK_TOKENS."""
 WASTE = 0.12
 """Share of a chunk's columns that may lie before the first edited one of their row, so that chunks are not tiny."""
 
@@ -90,7 +93,9 @@ class Shared:
     def take(self, pairs: Sequence[Pair], budget: int) -> int:
         start = pairs[0].column
         columns = self._width - start
-        most = max(1, min(budget // self._row_bytes(columns), CHUNK_TOKENS // columns))
+        tokens = CHUNK_TOKENS.get(self._ids.device.type, CHUNK_TOKENS["cuda"])
+        most = min(budget // self._row_bytes(columns), tokens // columns, CHUNK_KEYS * tokens // self._width)
+        most = max(1, most)
         wasted = computed = 0
         for i, pair in enumerate(pairs[:most]):
             layers = self._costs.layers - pair.layer
@@ -127,17 +132,26 @@ class Shared:
             prompts = [pair.prompt for pair in members]
             stop = start + len(prompts)
             frame = self._frame_of(torch.tensor(prompts), roles=True)
-            for edit in self.request.groups[group]:
+            for edit in sorted(self.request.groups[group], key=lambda edit: edit.site.order):
                 chosen = self.request.selection(edit)[prompts, : self._width]
                 columns = chosen.any(0).nonzero()[:, 0]
                 if len(columns):
                     low, high = int(columns[0]), int(columns[-1]) + 1
-                    mine = self.request.restricted(edit, prompts)
-                    placed.setdefault(edit.site.whole, []).append(
+                    mine = self._moved(self.request.restricted(edit, prompts))
+                    placed.setdefault(mine.site.whole, []).append(
                         Placed(mine, start, stop, chosen.to(frame.offsets.device), low, high, frame)
                     )
             start = stop
         return placed
+
+    def _moved(self, edit: Edit) -> Edit:
+        """The edit, of what enters a block instead of what leaves the one before."""
+        layer = first_layer(edit, self._costs.layers)
+        return (
+            replace(edit, site=Site("resid_pre", layer))
+            if edit.site.name == "resid_post" and layer != edit.site.layer
+            else edit
+        )
 
     def _count(self, stack: Stack, start: int, read: int, logits: int) -> None:
         """Add up what a walk computed; keys that a mask hides count, too."""

@@ -7,17 +7,18 @@ stream of the base run; and a cache offers each row the base run's keys and valu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from interp.errors import SiteDidNotFire
+from interp.patching.blocks import forward_replaced, hidden_states, running_blocks
+from interp.patching.earlier_keys import Given, Made, earlier_keys
 from interp.tracing.attention import KernelCall, attend_rows
 from interp.tracing.backends.attachment import Attachment, running
 from interp.tracing.backends.kernel_tap import kernel_tap
@@ -28,8 +29,6 @@ from interp.tracing.model import Model
 from interp.tracing.plan import Plan
 from interp.tracing.session import Session, StopForward
 from interp.tracing.sites import Site
-from kernels.model_masks import ModelMask
-from kernels.types import MaskSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +111,16 @@ class WalkSession(Session):
         super().__init__(Plan((), (), edits, None, "all", False, layers, None))
         self.stack = stack
         self.reached: set[Site] = set()
-        self.whole: Frame
+        self._frame: Frame
         self._kept_columns = columns
         self._width = stack.frame.width
 
     def begin(self, frame: Frame) -> None:
-        self.frame = self.whole = frame
+        self.frame = self._frame = frame
+
+    def rows_begun(self, rows: int) -> None:
+        """Only the first rows are computed from here on."""
+        self.frame = first_rows(self._frame, rows)
 
     def visit(self, name: str, layer: int | None, value: Tensor, frame: Frame | None = None) -> Tensor:
         site = Site(name, layer)
@@ -167,12 +170,12 @@ def base_run(
         def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             returns[layer] = 0 if isinstance(output, Tensor) else len(output)
             if layer in layers:
-                resid[layer] = _hidden(args, kwargs)
+                resid[layer] = hidden_states(args, kwargs)
 
         return hook
 
     session = WalkSession(stack, model.spec.layers, columns)
-    with ExitStack() as hooks:
+    with model.lock, ExitStack() as hooks:
         for layer, block in enumerate(model.parts.blocks):
             hooks.callback(block.module.register_forward_hook(look(layer), with_kwargs=True).remove)
         logits = _forward(model, session, frame, cache, tokens)
@@ -190,19 +193,20 @@ def walk(model: Model, base: Base, stack: Stack, start: int, columns: Tensor, to
     last, width = model.spec.layers - 1, stack.frame.width
     read = first_read(columns, start)
     session = WalkSession(stack, model.spec.layers, columns)
-    cache = _cache(base, stack.prompts, start)
-    joining = _Joining(base, stack, start)
-    with _blocks(model, base, session, range(stack.begins[0], last + 1), joining):
+    cache = earlier_keys(base.keys, base.values, stack.prompts, start)
+    joining = _Joining(base, session, start)
+    rows = len(stack.begins)
+    with model.lock, running_blocks(model, range(stack.begins[0], last + 1), joining, rows, base.returns):
         if read == start:
             logits = _forward(model, session, part(stack.frame, start, width), cache, tokens)
         else:
-            cache.layers[last] = made = _Made(cache.layers[last])
+            cache.layers[last] = made = Made(cache.layers[last])
             _forward(model, session, part(stack.frame, start, width), cache, tokens)
     if read > start:
         rest = joining.entered[:, read - start :]
-        cache = _cache(base, stack.prompts, read)
-        cache.layers[last] = _Given(made.all_keys, made.all_values, read)
-        with _blocks(model, base, session, range(last, last + 1), lambda _layer, _hidden: rest):
+        cache = earlier_keys(base.keys, base.values, stack.prompts, read)
+        cache.layers[last] = Given(made.all_keys, made.all_values, read)
+        with model.lock, running_blocks(model, range(last, last + 1), lambda _layer, _hidden: rest, rows, base.returns):
             logits = _forward(model, session, part(stack.frame, read, width), cache, tokens)
     session.check()
     assert logits is not None
@@ -217,139 +221,21 @@ def first_read(columns: Tensor, start: int) -> int:
 class _Joining:
     """What enters each block: the rows that have begun, and those of the base run that begin there."""
 
-    def __init__(self, base: Base, stack: Stack, start: int) -> None:
+    def __init__(self, base: Base, session: WalkSession, start: int) -> None:
         self.base = base
-        self.stack = stack
+        self.session = session
         self.start = start
         self.entered: Tensor
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor:
-        before, now = self.stack.begun(layer - 1), self.stack.begun(layer)
+        stack = self.session.stack
+        before, now = stack.begun(layer - 1), stack.begun(layer)
         if now > before:
-            joining = self.base.resid[layer][self.stack.prompts[before:now], self.start :].to(hidden.device)
+            joining = self.base.resid[layer][stack.prompts[before:now], self.start :]
             hidden = torch.cat([hidden[:before], joining]) if before else joining
+        self.session.rows_begun(now)
         self.entered = hidden
         return hidden
-
-
-@contextmanager
-def _blocks(
-    model: Model, base: Base, session: WalkSession, layers: range, entering: Callable[[int, Tensor], Tensor]
-) -> Iterator[None]:
-    """Let the blocks of `layers` run on what `entering(layer, hidden)` gives them, the others pass their input on."""
-    stack = session.stack
-
-    def enter(layer: int) -> Callable[..., Any]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            hidden = entering(layer, _hidden(args, kwargs))
-            session.frame = first_rows(session.whole, len(hidden))
-            few = _Few(len(hidden), len(stack.begins), model.spec.heads)
-            if args:
-                return (hidden, *map(few, args[1:])), {name: few(value) for name, value in kwargs.items()}
-            return (), {**{name: few(value) for name, value in kwargs.items()}, "hidden_states": hidden}
-
-        return hook
-
-    def passing(layer: int) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            hidden, several = _hidden(args, kwargs), base.returns[layer]
-            return (hidden, *[None] * (several - 1)) if several else hidden
-
-        return forward
-
-    with ExitStack() as undo:
-        for layer, block in enumerate(model.parts.blocks):
-            if layer in layers:
-                hook = block.module.register_forward_pre_hook(enter(layer), prepend=True, with_kwargs=True)
-                undo.callback(hook.remove)
-            else:
-                undo.enter_context(_forward_replaced(block.module, passing(layer)))
-        yield
-
-
-class _Few:
-    """The first `rows` of `total` rows in whatever a block is called with."""
-
-    def __init__(self, rows: int, total: int, heads: int) -> None:
-        self.rows = rows
-        self.total = total
-        self.heads = heads
-
-    def __call__(self, value: Any) -> Any:
-        if self.rows == self.total:
-            return value
-        if isinstance(value, Tensor):
-            if value.ndim > 1 and len(value) == self.total:
-                return value[: self.rows]
-            if value.ndim == 3 and len(value) == self.total * self.heads:  # BLOOM's ALiBi
-                return value[: self.rows * self.heads]
-            return value
-        if isinstance(value, (tuple, list)):
-            return type(value)(map(self, value))
-        if isinstance(value, dict):
-            return {name: self(one) for name, one in value.items()}
-        if isinstance(value, ModelMask) and isinstance(value.spec, MaskSpec):
-            rows = {name: self._padding(getattr(value.spec, name)) for name in ("starts", "key_mask")}
-            return replace(value, spec=replace(value.spec, **rows))
-        return value
-
-    def _padding(self, value: Tensor | None) -> Tensor | None:
-        return value[: self.rows] if value is not None and len(value) == self.total else value
-
-
-class _Earlier(DynamicLayer):
-    """Keys and values of the base run's columns before `start`, for any number of leading rows."""
-
-    def __init__(self, keys: Tensor, values: Tensor, prompts: Tensor, start: int) -> None:
-        super().__init__()
-        self.base = (keys, values)
-        self.prompts = prompts
-        self.start = start
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.start == 0:
-            return key_states, value_states
-        rows = self.prompts[: len(key_states)]
-        keys, values = (
-            torch.cat([base[:, :, : self.start].index_select(0, rows.to(base.device)), new], dim=2)
-            for base, new in zip(self.base, (key_states, value_states), strict=True)
-        )
-        return keys, values
-
-    def get_seq_length(self) -> int:
-        return self.start
-
-
-class _Made(_Earlier):
-    """Keeps the last layer's keys and values, of all columns, and ends the pass."""
-
-    def __init__(self, layer: _Earlier) -> None:
-        super().__init__(*layer.base, layer.prompts, layer.start)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.all_keys, self.all_values = super().update(key_states, value_states)
-        raise StopForward
-
-
-class _Given(DynamicLayer):
-    """Keys and values of all columns, made before."""
-
-    def __init__(self, keys: Tensor, values: Tensor, start: int) -> None:
-        super().__init__()
-        self.made = keys, values
-        self.start = start
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return self.made
-
-    def get_seq_length(self) -> int:
-        return self.start
-
-
-def _cache(base: Base, prompts: Tensor, start: int) -> DynamicCache:
-    cache = DynamicCache()
-    cache.layers = [_Earlier(k, v, prompts, start) for k, v in zip(base.keys, base.values, strict=True)]
-    return cache
 
 
 def _forward(
@@ -362,11 +248,11 @@ def _forward(
         "attention_mask": frame.key_mask.long(),
         "position_ids": frame.positions.clamp(min=0) + model.parts.architecture.first_position,
     }
-    with model.lock, torch.no_grad(), running(model.hf), ExitStack() as stack:
+    with torch.no_grad(), running(model.hf), ExitStack() as stack:
         handlers = Attachment(session, model.parts, model.spec, stack).attach()
         stack.enter_context(kernel_tap(model.attention, handlers))
         if tokens is not None:
-            stack.enter_context(_forward_replaced(model.parts.unembed, _unembedding(model.parts.unembed, tokens)))
+            stack.enter_context(forward_replaced(model.parts.unembed, _unembedding(model.parts.unembed, tokens)))
         try:
             return model.hf(**inputs, past_key_values=cache).logits
         except StopForward:
@@ -383,22 +269,6 @@ def _unembedding(unembed: Any, tokens: Tensor) -> Callable[[Tensor], Tensor]:
     weight = unembed.weight[tokens]
     bias = None if unembed.bias is None else unembed.bias[tokens]
     return lambda hidden: nn.functional.linear(hidden, weight, bias)
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        module.__dict__.pop("forward")
-        if own is not None:
-            module.__dict__["forward"] = own
-
-
-def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
 
 
 def first_rows(frame: Frame, rows: int) -> Frame:
