@@ -56,7 +56,8 @@ def colored_object_prompts(
     """`n` one-shot prompts; the distractor is the answer of the counterfactual, which asks for another object.
 
     Spans, all of the second scene: `color1` to `color3` and `object1` to `object3` in the order of the text,
-    `correct_color`, `wrong_color_1`, `wrong_color_2`, `correct_object`, `query` (the object in the question), `end`.
+    `correct_color`, `wrong_color_1`, `wrong_color_2`, `correct_object`, `correct_object+1` (the token after it),
+    `query` (the object in the question), `end`.
     Metadata: colors, objects, asked (which of them), wrong_colors, dropped_words.
 
     Objects and colours (as they are listed and as they are answered) must be one token each, so that the counterfactual
@@ -152,7 +153,8 @@ def _prompt_set(
         metadata=[{**found, **about} for _, found in scenes],
     )
     last = tuple((len(tokens) - 1, len(tokens)) for tokens in prompts.tokens)
-    return replace(prompts, spans={**prompts.spans, "end": last})
+    after = tuple((end, end + 1) for _, end in prompts.spans["correct_object"])
+    return replace(prompts, spans={**prompts.spans, "correct_object+1": after, "end": last})
 
 
 def _read_scene(text: str) -> tuple[dict[str, Span], dict[str, Any]]:

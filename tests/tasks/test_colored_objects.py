@@ -27,6 +27,7 @@ def test_roles_mark_the_scene_that_is_asked_about(pocket, prompts):
     asked = [row["objects"][row["asked"]] for row in prompts.metadata]
     assert said(pocket, prompts, "query") == said(pocket, prompts, "correct_object") == asked
     assert prompts.answers == tuple(f" {color}" for color in said(pocket, prompts, "correct_color"))
+    assert set(said(pocket, prompts, "correct_object+1")) == {",", "."}
     wrong = list(zip(*(said(pocket, prompts, role) for role in WRONG_COLORS), strict=True))
     assert wrong == [tuple(row["wrong_colors"]) for row in prompts.metadata]
     assert set(said(pocket, prompts, "end")) == {":"}

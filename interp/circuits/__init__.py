@@ -1,0 +1,1 @@
+"""Circuits: the heads behind a behaviour, how they were found, and how well they explain it."""

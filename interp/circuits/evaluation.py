@@ -1,0 +1,351 @@
+"""How well a circuit explains a behaviour: faithfulness, completeness and minimality (Wang et al. 2022), and the curves
+CPR and CMD of the Mechanistic Interpretability Benchmark (Mueller et al. 2025, arXiv:2504.13151).
+
+F(X) is the mean logit difference when every head outside X is knocked out by its mean; M are all heads, C the circuit.
+MLPs are part of every circuit. Ratios are ratios of means over prompts, unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.integrate import trapezoid
+
+from interp.circuits.circuit import Circuit, all_heads, random_like, without
+from interp.circuits.knockout import Knockout
+from interp.errors import BadInput
+from interp.heads.ablation import Head, check_heads
+from interp.heads.scores import model_record
+from interp.stats import Interval, bootstrap_interval
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Progress = Callable[[int, int], None]
+Heads = frozenset[Head]
+
+RANDOM_CIRCUITS = 20
+SUBSETS = 3
+"""Random subsets K of the circuit that completeness and minimality are tried on."""
+GREEDY_STEPS = 2
+"""Heads that the greedy search for an incomplete subset takes out, one after the other."""
+EVERY_SIZE = 64
+"""Heads up to which a curve has a point for every number of them."""
+MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Sizes at which the benchmark evaluates, as fractions of all components."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CircuitEvaluation:
+    """Logit differences `[prompt]` of the whole model, the circuit alone and the model without any head, and the rest.
+
+    `random` has a row for every random circuit of as many heads in each layer (`random_like`), `completeness` one for
+    every set K taken out of circuit and model, `minimality` one for every head. `parameters` name the ablation.
+    """
+
+    circuit: Circuit
+    full: np.ndarray
+    alone: np.ndarray
+    empty: np.ndarray
+    random: pd.DataFrame
+    completeness: pd.DataFrame
+    minimality: pd.DataFrame
+    model: Mapping[str, Any]
+    parameters: Mapping[str, Any]
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        return f"CircuitEvaluation({len(self.circuit.heads)} heads of {self.model['name']}, kept {self.kept})"
+
+    @property
+    def kept(self) -> Interval:
+        """F(C) / F(M), the share of the logit difference that the circuit keeps alone (paired bootstrap)."""
+        return bootstrap_interval(np.stack([self.alone, self.full], 1), _ratio, seed=self.seed)
+
+    @property
+    def faithfulness(self) -> Interval:
+        """(F(C) - F(0)) / (F(M) - F(0)), as the benchmark normalises it."""
+        columns = np.stack([self.alone - self.empty, self.full - self.empty], 1)
+        return bootstrap_interval(columns, _ratio, seed=self.seed)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a number: what it is, its estimate with bounds, n prompts."""
+        each = np.divide(self.alone, self.full, out=np.full(len(self.full), np.nan), where=self.full != 0)
+        rows = {
+            "F(M)": bootstrap_interval(self.full, seed=self.seed),
+            "F(C)": bootstrap_interval(self.alone, seed=self.seed),
+            "F(0)": bootstrap_interval(self.empty, seed=self.seed),
+            "gap F(M) - F(C)": bootstrap_interval(self.full - self.alone, seed=self.seed),
+            "kept, ratio of means": self.kept,
+            "kept, mean of ratios": bootstrap_interval(each[np.isfinite(each)], seed=self.seed),
+            "faithfulness": self.faithfulness,
+        }
+        return pd.DataFrame(
+            {"what": name, "value": i.estimate, "low": i.low, "high": i.high, "n": i.n} for name, i in rows.items()
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers a report quotes."""
+        return {
+            "heads": [list(head) for head in self.circuit.heads],
+            "kept": self.kept.estimate,
+            "kept_low": self.kept.low,
+            "kept_high": self.kept.high,
+            "random_kept_mean": float(self.random["kept"].mean()) if len(self.random) else float("nan"),
+            "random_kept_max": float(self.random["kept"].max()) if len(self.random) else float("nan"),
+            "random_circuits": len(self.random),
+            "largest_incompleteness": float(self.completeness["incompleteness"].max()),
+            "smallest_minimality": float(self.minimality["score"].min()),
+            "n": len(self.full),
+        }
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"
+
+
+def evaluate_circuit(
+    knockout: Knockout,
+    circuit: Circuit,
+    *,
+    random: int = RANDOM_CIRCUITS,
+    subsets: int = SUBSETS,
+    greedy_steps: int = GREEDY_STEPS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> CircuitEvaluation:
+    """Evaluate a circuit on the prompts of a knockout, which says what the heads outside become.
+
+    `random` circuits have as many heads in each layer (`random_like`). Completeness is measured for K: nothing, every
+    class of heads of one role, `subsets` random halves, and the set that a greedy search of `greedy_steps` finds.
+    Minimality of a head is its largest effect |F(C - K - v) - F(C - K)| / F(M) over K: nothing, the other heads of its
+    class, and `subsets` random halves of the rest. Raises BadInput for heads that the model does not have.
+    """
+    model = knockout.model
+    own = frozenset(check_heads(model, circuit.heads))
+    measure = _Measure(knockout, progress)
+    rng = np.random.default_rng(seed)
+    draws = [random_like(model, circuit.heads, seed * 10_007 + i) for i in range(random)]
+    full, alone, empty = measure([frozenset(all_heads(model)), own, frozenset()])
+    controls = measure([frozenset(draw) for draw in draws]).mean(1) if draws else np.zeros(0)
+    return CircuitEvaluation(
+        circuit=circuit,
+        full=full,
+        alone=alone,
+        empty=empty,
+        random=pd.DataFrame(
+            {
+                "heads": [" ".join(f"{a}.{b}" for a, b in draw) for draw in draws],
+                "shared": [len(own & set(draw)) for draw in draws],
+                "logit_difference": controls,
+                "kept": controls / full.mean(),
+            }
+        ),
+        completeness=_completeness(measure, circuit, rng, subsets, greedy_steps),
+        minimality=_minimality(measure, circuit, rng, subsets, float(full.mean())),
+        model=model_record(model),
+        parameters={
+            "ablation": "mean over reference prompts of the same kind, by position",
+            "at": "everywhere" if knockout.at is None else knockout.at,
+            "reference": knockout.reference,
+            "prompts": knockout.prompts.hash,
+            "random": random,
+            "subsets": subsets,
+            "greedy_steps": greedy_steps,
+        },
+        seed=seed,
+    )
+
+
+class _Measure:
+    """F of sets of heads that are kept, `[set prompt]`; what was measured once is remembered."""
+
+    def __init__(self, knockout: Knockout, progress: Progress | None) -> None:
+        self.knockout = knockout
+        self.every = frozenset(all_heads(knockout.model))
+        self.known: dict[Heads, np.ndarray] = {}
+        self.progress = progress
+
+    def __call__(self, kept: Sequence[Heads]) -> np.ndarray:
+        new = [heads for heads in dict.fromkeys(kept) if heads not in self.known]
+        if new:
+            values = self.knockout.measure([without(self.every, heads) for heads in new], progress=self.progress)
+            self.known |= dict(zip(new, values, strict=True))
+        return np.stack([self.known[heads] for heads in kept])
+
+    def incompleteness(self, own: Heads, removed: Sequence[Heads]) -> list[tuple[float, float]]:
+        """Mean F(C - K) and F(M - K) for every K."""
+        values = self([without(base, k) for k in removed for base in (own, self.every)]).mean(1)
+        return [(float(a), float(b)) for a, b in values.reshape(-1, 2)]
+
+
+def _completeness(
+    measure: _Measure, circuit: Circuit, rng: np.random.Generator, subsets: int, greedy_steps: int
+) -> pd.DataFrame:
+    own = frozenset(circuit.heads)
+    named: list[tuple[str, Heads]] = [("nothing", frozenset())]
+    named += [(role, frozenset(heads)) for role, heads in circuit.classes.items()]
+    named += [(f"random {i}", _half(rng, circuit.heads)) for i in range(subsets)]
+    worst: Heads = frozenset()
+    for _ in range(min(greedy_steps, len(own))):
+        candidates = [worst | {head} for head in circuit.heads if head not in worst]
+        gaps = [abs(a - b) for a, b in measure.incompleteness(own, candidates)]
+        worst = candidates[int(np.argmax(gaps))]
+    named += [("greedy", worst)] if worst else []
+    rows = zip(named, measure.incompleteness(own, [k for _, k in named]), strict=True)
+    return pd.DataFrame(
+        {
+            "K": name,
+            "heads": " ".join(f"{a}.{b}" for a, b in sorted(k)),
+            "circuit": a,
+            "model": b,
+            "incompleteness": abs(a - b),
+        }
+        for (name, k), (a, b) in rows
+    )
+
+
+def _minimality(
+    measure: _Measure, circuit: Circuit, rng: np.random.Generator, subsets: int, full: float
+) -> pd.DataFrame:
+    own = frozenset(circuit.heads)
+    trials: list[tuple[Head, str, Heads]] = []
+    for head in circuit.heads:
+        mates = circuit.classes.get(circuit.roles.get(head, ""), ())
+        rest = [other for other in circuit.heads if other != head]
+        trials.append((head, "nothing", frozenset()))
+        trials += [(head, "its class", without(mates, {head}))] if len(mates) > 1 else []
+        trials += [(head, f"random {i}", _half(rng, rest)) for i in range(subsets)]
+    values = measure([without(own, k | extra) for head, _, k in trials for extra in (frozenset(), {head})]).mean(1)
+    effects = values.reshape(-1, 2)
+    frame = pd.DataFrame(
+        {
+            "layer": head[0],
+            "head": head[1],
+            "role": circuit.roles.get(head, ""),
+            "K": name,
+            "score": abs(before - after) / abs(full),
+        }
+        for (head, name, _), (before, after) in zip(trials, effects, strict=True)
+    )
+    best = frame.groupby(["layer", "head"], sort=False)["score"].idxmax()
+    return frame.loc[best].reset_index(drop=True)
+
+
+def _half(rng: np.random.Generator, heads: Sequence[Head]) -> Heads:
+    """Each head with even odds."""
+    return frozenset(head for head in heads if rng.random() < 0.5)
+
+
+def _ratio(columns: np.ndarray) -> np.floating:
+    """Ratio of the columns' means; NaN is no number for an interval, so a mean of exactly 0 below gives 0."""
+    below = columns[:, 1].mean()
+    return columns[:, 0].mean() / below if below else np.float64(0)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FaithfulnessCurve:
+    """Faithfulness `f` of the best `sizes` heads of a ranking, with the prompts' logit differences `[size prompt]`.
+
+    f = (F(C_k) - F(0)) / (F(M) - F(0)) on the share k of heads that is kept.
+    """
+
+    sizes: tuple[int, ...]
+    values: np.ndarray
+    ranking: tuple[Head, ...]
+    model: Mapping[str, Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        return f"FaithfulnessCurve({self.model['name']}: CPR {self.cpr:.3f}, CMD {self.cmd:.3f})"
+
+    @property
+    def share(self) -> np.ndarray:
+        """Of all heads, the share that is kept at every size."""
+        return np.array(self.sizes) / len(self.ranking)
+
+    @property
+    def faithfulness(self) -> np.ndarray:
+        """f at every size."""
+        means = self.values.mean(1)
+        return (means - means[0]) / (means[-1] - means[0])
+
+    @property
+    def cpr(self) -> float:
+        """Circuit performance ratio: the area under f; higher is better."""
+        return float(trapezoid(self.faithfulness, self.share))
+
+    @property
+    def cmd(self) -> float:
+        """Circuit-model distance: the area between f and 1; lower is better."""
+        return float(trapezoid(np.abs(1 - self.faithfulness), self.share))
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a size: heads, share, logit difference, faithfulness with its interval over prompts, n."""
+        rows = []
+        for size, share, values, f in zip(self.sizes, self.share, self.values, self.faithfulness, strict=True):
+            columns = np.stack([values - self.values[0], self.values[-1] - self.values[0]], 1)
+            interval = bootstrap_interval(columns, _ratio, resamples=500, seed=self.seed)
+            bounds = {"low": interval.low, "high": interval.high, "n": interval.n}
+            row = {"heads": size, "share": share, "logit_difference": values.mean(), "faithfulness": f}
+            rows.append({**row, **bounds})
+        return pd.DataFrame(rows)
+
+    def plot(self) -> go.Figure:
+        """f over the share of heads, with 1 as the aim."""
+        from interp.plots.circuits import faithfulness_plot
+
+        return faithfulness_plot(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"
+
+
+def faithfulness_curve(
+    knockout: Knockout,
+    scores: np.ndarray,
+    *,
+    absolute: bool = False,
+    fractions: Sequence[float] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> FaithfulnessCurve:
+    """Faithfulness of the heads with the highest `scores` `[layer head]`, more and more of them.
+
+    Signed scores are for CPR, `absolute` ones for CMD, as the benchmark has it; there components are edges, here heads.
+    `fractions` default to every number of heads in models of up to EVERY_SIZE, else to the benchmark's; 0 and 1 are
+    always there. Raises BadInput for scores of another shape and where the heads make no difference at all.
+    """
+    heads = all_heads(knockout.model)
+    shape = (knockout.model.spec.layers, knockout.model.spec.heads)
+    if np.shape(scores) != shape:
+        raise BadInput(f"scores have shape {np.shape(scores)}; the model's heads are {shape}")
+    if not np.isfinite(scores).all() or not all(0 <= fraction <= 1 for fraction in fractions):
+        raise BadInput("a curve needs finite scores, and fractions between 0 and 1")
+    keys = np.abs(scores).ravel() if absolute else np.asarray(scores, dtype=float).ravel()
+    ranking = tuple(heads[i] for i in np.argsort(-keys, kind="stable"))
+    chosen = fractions or ([] if len(heads) <= EVERY_SIZE else MIB_FRACTIONS)
+    every = range(len(heads) + 1) if not chosen else (round(f * len(heads)) for f in chosen)
+    sizes = tuple(sorted({0, *every, len(heads)}))
+    values = knockout.measure([without(heads, ranking[:size]) for size in sizes], progress=progress)
+    if values[-1].mean() == values[0].mean():
+        raise BadInput("the model's logit difference is the same without any head, so no faithfulness is defined")
+    return FaithfulnessCurve(
+        sizes=sizes,
+        values=values,
+        ranking=ranking,
+        model=model_record(knockout.model),
+        parameters={
+            "absolute": absolute,
+            "at": "everywhere" if knockout.at is None else knockout.at,
+            "reference": knockout.reference,
+            "prompts": knockout.prompts.hash,
+        },
+        seed=seed,
+    )

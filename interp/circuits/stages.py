@@ -1,0 +1,328 @@
+"""Staged discovery of a circuit by path patching (Wang et al. 2022; Merullo et al. 2024).
+
+From the logits backwards: a stage finds the heads that feed the queries, keys or values of the heads of earlier stages
+(or the logits themselves), and each of them gets a role only if it passes the test of that role: it attends where the
+role attends, and copies if the role copies. Its place in a list never decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from interp.circuits.circuit import Circuit, all_heads
+from interp.circuits.evidence import CopyScores, Link, attention_between, copy_scores
+from interp.errors import BadInput
+from interp.heads.ablation import Head
+from interp.heads.scores import model_record
+from interp.metrics import logit_difference
+from interp.patching.path import PathPatchingResult, path_patching
+from interp.runs import Run, save_run
+from interp.tasks.prompts import PromptSet
+from interp.tracing.model import Model
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class RoleTest:
+    """What makes a head of a stage one of `role`: attention along `link`, the sign of its effect, what it copies.
+
+    `copies`: 1 for heads that write what they attend to, -1 for those that write against it, 0 where it is no matter.
+    """
+
+    role: str
+    link: Link
+    sign: Literal[1, -1] = 1
+    copies: Literal[1, 0, -1] = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Senders at the position `at`, to the `component` of the heads that have the roles `feeds` (none: the logits)."""
+
+    name: str
+    feeds: tuple[str, ...]
+    component: Literal["logits", "q", "k", "v"]
+    at: str
+    tests: tuple[RoleTest, ...]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From where on a head counts: `effect` as a share of the way from clean to corrupted (absolute), `attention` as
+    mean probability along the link of its role, `copy` as share of copied tokens."""
+
+    effect: float = 0.02
+    attention: float = 0.3
+    copy: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 <= value <= 1:
+                raise BadInput(f"the threshold {name}={value} is not a share between 0 and 1")
+
+
+@dataclass(frozen=True, eq=False)
+class StageResult:
+    """What a stage found: the effect of every sender and the attention along every link, `[layer head]`.
+
+    `patched` is None where no head of the roles it feeds was found, so that nothing could be patched.
+    """
+
+    stage: Stage
+    receivers: tuple[Head, ...]
+    patched: PathPatchingResult | None
+    attention: Mapping[Link, np.ndarray]
+    found: Mapping[Head, str]
+
+    @property
+    def effects(self) -> np.ndarray:
+        """Share of the way to the corrupted logit difference, `[layer head]`; 0 for heads that sent nothing."""
+        shape = next(iter(self.attention.values())).shape
+        return np.zeros(shape) if self.patched is None else np.nan_to_num(self.patched.effects)
+
+    @property
+    def moved(self) -> tuple[np.ndarray, np.ndarray]:
+        """How far every prompt's logit difference moved, `[prompt layer head]`, and the way it had to go `[prompt]`."""
+        assert self.patched is not None
+        clean = self.patched.clean[0]
+        grid = np.zeros((len(clean), *self.effects.shape))
+        layers, heads = zip(*self.patched.senders, strict=True)
+        grid[:, layers, heads] = self.patched.values[:, 0].T - clean[:, None]
+        return grid, self.patched.corrupted[0] - clean
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Discovery:
+    """All stages of one task on one model."""
+
+    task: str
+    stages: tuple[StageResult, ...]
+    copies: CopyScores
+    accuracy: float
+    """Share of prompts whose answer is the most probable token."""
+    model: Mapping[str, Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{len(heads)} {role}" for role, heads in self.by_role.items()) or "no head with a role"
+        return f"Discovery({self.task} on {self.model['name']}: {found})"
+
+    @property
+    def roles(self) -> dict[Head, str]:
+        """The role of every head that has one; of a head that several stages found, the first."""
+        found: dict[Head, str] = {}
+        for result in self.stages:
+            for head, role in result.found.items():
+                found.setdefault(head, role)
+        return found
+
+    @property
+    def by_role(self) -> dict[str, tuple[Head, ...]]:
+        """The heads of every role, whichever stages found them, strongest first."""
+        found: dict[str, tuple[Head, ...]] = {}
+        for result in self.stages:
+            for test in result.stage.tests:
+                heads = tuple(head for head, role in result.found.items() if role == test.role)
+                if heads:
+                    found[test.role] = heads
+        return found
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """Of every head the largest absolute effect of any stage, `[layer head]`."""
+        return np.max([np.abs(result.effects) for result in self.stages], axis=0)
+
+    def circuit(self, size: int | None = None, at: str | None = None) -> Circuit:
+        """The heads whose effect at any stage reaches the threshold, strongest first, with the roles they have.
+
+        At most `size` of them; only by what they do at the position `at`, if one is named. Raises BadInput where no
+        head is left.
+        """
+        chosen = [result for result in self.stages if at is None or result.stage.at == at]
+        scores = np.max([np.abs(result.effects) for result in chosen], axis=0) if chosen else np.zeros_like(self.scores)
+        order = [divmod(int(i), scores.shape[1]) for i in np.argsort(-scores, axis=None, kind="stable")]
+        least = self.parameters["thresholds"]["effect"]
+        heads = tuple(head for head in order if scores[head] >= least)[:size]
+        if not heads:
+            where = f" at {at}" if at else ""
+            raise BadInput(
+                f"no head of {self.model['name']} reaches an effect of {least} in {self.task}{where}: "
+                f"lower the threshold, or the model does not solve the task (accuracy {self.accuracy:.2f})"
+            )
+        return Circuit(heads, {head: role for head, role in self.roles.items() if head in heads})
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a stage and sender, strongest first within a stage.
+
+        Columns: stage, layer, head, effect with its interval over prompts, the attention along every link of the stage,
+        copy and anti_copy scores, the role it has by the tests of this stage.
+        """
+        parts = [_stage_frame(result, self.copies) for result in self.stages if result.patched is not None]
+        return pd.concat(parts, ignore_index=True)
+
+    def plot(self) -> go.Figure:
+        """The heads with roles, layer by layer, and which of them feed which."""
+        from interp.plots.circuits import circuit_graph
+
+        return circuit_graph(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self!r}</p>{self.frame.head(20).to_html(index=False)}"
+
+    def save(self, path: str | Path, started: datetime | None = None, **files: Any) -> Run:
+        """Write a run folder: the frame, and every stage's effects. Raises UnwritableOutput."""
+        return save_run(
+            path,
+            kind="circuit",
+            parameters={
+                "task": self.task,
+                "accuracy": self.accuracy,
+                "roles": {role: [list(head) for head in heads] for role, heads in self.by_role.items()},
+                **self.parameters,
+            },
+            model=self.model,
+            seed=self.seed,
+            frame=self.frame,
+            arrays={f"effects.{result.stage.name}": result.effects for result in self.stages},
+            files=files,
+            started=started,
+        )
+
+
+def discover(
+    model: Model,
+    prompts: PromptSet,
+    task: str,
+    stages: Sequence[Stage],
+    said: Mapping[str, Sequence[int]],
+    *,
+    thresholds: Thresholds | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Discovery:
+    """Run the stages on prompts with answers, distractors, counterfactuals and the roles that the stages name.
+
+    `said` are the tokens that a copying head would say for a role, one a prompt. Raises BadInput for prompts without
+    these, before anything is patched.
+    """
+    thresholds = thresholds or Thresholds()
+    links = tuple(dict.fromkeys(test.link for stage in stages for test in stage.tests))
+    attention = {link: values.mean(0) for link, values in attention_between(model, prompts, links).items()}
+    copies = copy_scores(model, prompts, said)
+    done: list[StageResult] = []
+    every = len(all_heads(model))
+    for number, stage in enumerate(stages):
+        receivers = tuple(head for result in done for head, role in result.found.items() if role in stage.feeds)
+        patched = None
+        if not stage.feeds or receivers:
+            patched = path_patching(
+                model,
+                prompts,
+                _sites(model, stage, receivers),
+                positions=stage.at,
+                metrics=(logit_difference(),),
+                seed=seed,
+                progress=_share(progress, number, len(stages), every),
+            )
+        here = {test.link: attention[test.link] for test in stage.tests}
+        found = {} if patched is None else _classify(stage, patched, here, copies, thresholds)
+        done.append(StageResult(stage, receivers, patched, here, found))
+    return Discovery(
+        task=task,
+        stages=tuple(done),
+        copies=copies,
+        accuracy=answered(model, prompts),
+        model=model_record(model),
+        parameters={"prompts": prompts.hash, "n": len(prompts), "thresholds": asdict(thresholds)},
+        seed=seed,
+    )
+
+
+def answered(model: Model, prompts: PromptSet, batch: int = 64) -> float:
+    """Share of the prompts after which the first token of the answer is the most probable of all."""
+    right = 0
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        said = model.run(part).logits.argmax(-1).tolist()
+        right += sum(token == answer[0] for token, answer in zip(said, part.answer_tokens, strict=True))
+    return right / len(prompts)
+
+
+def _sites(model: Model, stage: Stage, receivers: Sequence[Head]) -> list[str]:
+    """The inputs of the receivers; those of several query heads that share a key/value head are one."""
+    if stage.component == "logits":
+        return ["logits"]
+    group = 1 if stage.component == "q" else model.spec.heads // model.spec.kv_heads
+    return list(dict.fromkeys(f"{stage.component}.{layer}.{head // group}" for layer, head in receivers))
+
+
+def _classify(
+    stage: Stage,
+    patched: PathPatchingResult,
+    attention: Mapping[Link, np.ndarray],
+    copies: CopyScores,
+    thresholds: Thresholds,
+) -> dict[Head, str]:
+    """Role by head, strongest effect first; a head that passes several tests has the one it attends most for."""
+    found: dict[Head, str] = {}
+    for head in patched.top(len(patched.senders)):
+        passed = [
+            test for test in stage.tests if _passes(test, head, patched.effects[head], attention, copies, thresholds)
+        ]
+        if passed:
+            found[head] = max(passed, key=lambda test: attention[test.link][head]).role
+    return found
+
+
+def _passes(
+    test: RoleTest,
+    head: Head,
+    effect: float,
+    attention: Mapping[Link, np.ndarray],
+    copies: CopyScores,
+    thresholds: Thresholds,
+) -> bool:
+    if test.sign * effect < thresholds.effect or attention[test.link][head] < thresholds.attention:
+        return False
+    score = {1: copies.positive, -1: copies.negative}.get(test.copies)
+    return score is None or bool(score[head] >= thresholds.copy)
+
+
+def _stage_frame(result: StageResult, copies: CopyScores) -> pd.DataFrame:
+    assert result.patched is not None
+    patched = result.patched.frame
+    at = (patched["layer"].to_numpy(), patched["head"].to_numpy())
+    columns = {
+        "stage": result.stage.name,
+        "layer": at[0],
+        "head": at[1],
+        "effect": patched["effect_ratio_of_means"],
+        "low": patched["effect_ratio_of_means_low"],
+        "high": patched["effect_ratio_of_means_high"],
+    }
+    columns |= {f"{query}→{key}": values[at] for (query, key), values in result.attention.items()}
+    columns |= {"copy": copies.positive[at], "anti_copy": copies.negative[at]}
+    columns |= {"role": [result.found.get(head, "") for head in zip(*at, strict=True)], "n": patched["n"]}
+    frame = pd.DataFrame(columns)
+    return frame.sort_values("effect", key=np.abs, ascending=False, kind="stable", ignore_index=True)
+
+
+def _share(
+    progress: Callable[[int, int], None] | None, number: int, stages: int, heads: int
+) -> Callable[[int, int], None] | None:
+    """Progress of one stage as a share of all."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(number * heads + done * heads // max(total, 1), stages * heads)
