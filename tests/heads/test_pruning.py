@@ -55,7 +55,7 @@ def test_greedy_pruning_ranks_again_with_what_is_gone_gone(llama, few):
 
 
 def test_removing_by_exact_effect_costs_less_than_removing_at_random(llama, few):
-    frame = prune(llama, few, 4, by="effect", seeds=(0, 1, 2)).frame
+    frame = prune(llama, few[:3], 4, by="effect", every=2, seeds=(0, 1)).frame
     at = frame[frame.removed == 4]
     assert at[at["heads"] == "chosen"].value.item() > at[at["heads"] == "random"].value.max()
 
@@ -107,7 +107,7 @@ def test_whole_groups_go_together_and_the_sliced_model_answers_as_the_pruned_one
 def test_on_the_kernels_removed_heads_are_not_computed(make_model, few, monkeypatch):
     integration.install()
     model = make_model("llama", "workbench")
-    recall_under(model, few)  # its first use compares the kernels with eager attention
+    left_without(model, few, [(0, 0)])  # its first use compares the kernels with eager attention
     flops = []
 
     def counted(*args, **kwargs):
