@@ -69,10 +69,10 @@ def kernel_work(
     if stats in plan.reads and stats in sites and columns is not None and not computed:
         capture = CaptureSpec(rows="all" if plan.positions is None else columns, entropy=True)
     frame = frame.to(call.q.device)
-    acting = tuple(edit for edit in (*even, *affine) if bool(selected(edit, frame).any()))
-    gates = _gates(acting, call, frame) if acting else None
+    acting = [(edit, at) for edit in (*even, *affine) if bool((at := _where(edit, frame, call.q.shape[1])).any())]
+    gates = _gates(acting, call) if acting else None
     plan_here = None if gates is None and capture is None else LayerPlan(gates=gates, capture=capture)
-    return KernelWork(plan_here, {pattern: len(even), z: len(affine)}, acting)
+    return KernelWork(plan_here, {pattern: len(even), z: len(affine)}, tuple(edit for edit, _ in acting))
 
 
 def by_position(stats: AttentionStats, frame: Frame) -> AttentionStats:
@@ -106,14 +106,13 @@ _AFFINE: dict[str, Callable[[Edit], tuple[float, Tensor | None]]] = {
 """By kind: what z is multiplied by, and what is added, in the site's shape without batch and tokens."""
 
 
-def _gates(edits: Sequence[Edit], call: KernelCall, frame: Frame) -> HeadGates:
-    """Edits of one layer, one after the other, as one map; each part as `[batch head query]` with 1 where all agree."""
+def _gates(edits: Sequence[tuple[Edit, Tensor]], call: KernelCall) -> HeadGates:
+    """Edits of one layer and where they act, in order, as one map; `[batch head query]`, with 1 where all agree."""
     heads, dim = call.q.shape[1], call.v.shape[3]
     dtype = torch.promote_types(call.q.dtype, torch.float32)
     gate = logit_scale = call.q.new_ones(1, heads, 1, dtype=dtype)
     add = call.q.new_zeros(1, heads, 1, 1, dtype=dtype)
-    for edit in edits:
-        at = _where(edit, frame, heads)
+    for edit, at in edits:
         if edit.kind == "attend":
             logit_scale = logit_scale.where(~at, 0.0)
             continue
@@ -132,12 +131,15 @@ def _gates(edits: Sequence[Edit], call: KernelCall, frame: Frame) -> HeadGates:
 
 def _where(edit: Edit, frame: Frame, heads: int) -> Tensor:
     """Where an edit acts, `[1|batch head 1|query]`: padding, which nobody sees, goes with the tokens of its prompt."""
+    head = torch.arange(heads, device=frame.positions.device)
+    chosen_heads = (head == (head if edit.site.head is None else edit.site.head))[None, :, None]
+    if edit.positions is None and edit.rows is None:
+        return chosen_heads
     chosen = selected(edit, frame)
     whole = (chosen | (frame.positions < 0)).all(1, keepdim=True)
     at = whole if bool((whole | ~chosen.any(1, keepdim=True)).all()) else chosen
     at = at[:1] if bool((at == at[:1]).all()) else at
-    head = torch.arange(heads, device=at.device)
-    return at[:, None] & (head == (head if edit.site.head is None else edit.site.head))[None, :, None]
+    return at[:, None] & chosen_heads
 
 
 def _narrow(value: Tensor) -> Tensor:
