@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -134,7 +135,7 @@ def ablate(
 
     started = datetime.now(timezone.utc)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
-    fill_lengths(tests, loaded)
+    tests = short(tests, loaded)
     material = read_text(loaded, text, window, stride) if task == "text" else tests.build(loaded, seed + 1)
     about: dict[str, Any] = {"task": task, "text": str(text or "bundled")} if task == "text" else tests.parameters()
     seeds = list(range(seed, seed + controls))
@@ -159,11 +160,10 @@ def ablate(
     show_study(study, cells, run, json)
 
 
-def fill_lengths(tests: Tests, model: Model) -> None:
+def short(tests: Tests, model: Model) -> Tests:
     """Short prompts unless the options say otherwise: a study runs them dozens of times."""
     longest = min(model.spec.context or LONGEST_DEFAULT, LONGEST_DEFAULT)
-    if not tests.lengths:
-        tests.lengths.extend([max(128, longest // 8), max(256, longest // 4)])
+    return replace(tests, lengths=tests.lengths or [max(128, longest // 8), max(256, longest // 4)])
 
 
 def read_text(model: Model, file: Path | None, window: int, stride: int) -> Windows:

@@ -18,9 +18,9 @@ from interp.cli.ablate import (
     NeedleFile,
     Needles,
     PromptFile,
-    fill_lengths,
     finish,
     journaled,
+    short,
 )
 from interp.cli.console import emit, out, progress, say, show_frame
 from interp.cli.models import load_model
@@ -98,7 +98,7 @@ def prune(
 
     started = datetime.now(timezone.utc)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
-    fill_lengths(tests, loaded)
+    tests = short(tests, loaded)
     if save is not None:
         pruning.check_sliceable(loaded, unit)
     material = tests.build(loaded, seed + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from interp.errors import BadInput, choose
 from interp.heads.ablation import FittedAblation, Head
 from interp.heads.fed import Fed
 from interp.heads.sharing import run_shared
+from interp.stats import bootstrap_interval, bootstrap_means
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
 
@@ -73,6 +74,41 @@ def recall_under(
     return Recall(*scores.T)
 
 
+@dataclass(frozen=True, eq=False)
+class Answering:
+    """Recall of the answers of some prompts; a row of samples is a test: the fields of `Recall`."""
+
+    model: Model
+    prompts: PromptSet
+    batch_size: int = 8
+    name: str = "recall"
+
+    @property
+    def fed(self) -> Fed:
+        return Fed.answering(self.prompts)
+
+    def samples(self, ablation: FittedAblation | None, heads: Sequence[Head]) -> np.ndarray:
+        recall = recall_under(self.model, self.prompts, ablation, heads, batch_size=self.batch_size)
+        return np.stack([recall.exact, recall.tokens, recall.log_probability, recall.logit_difference], axis=1)
+
+    def row(self, samples: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str, Any]:
+        recall, whole = Recall(*samples.T), Recall(*baseline.T)
+        low, high = bootstrap_means(samples[:, :1], seed=seed)
+        kept = bootstrap_interval(_pairs(recall.exact, whole.exact), _ratio, seed=seed) if whole.exact.any() else None
+        row = {
+            "recall": float(recall.exact.mean()),
+            "low": float(low[0]),
+            "high": float(high[0]),
+            "relative": kept.estimate if kept else float("nan"),
+            "relative_low": kept.low if kept else float("nan"),
+            "relative_high": kept.high if kept else float("nan"),
+            "token_recall": float(recall.tokens.mean()),
+            "log_probability": float(recall.log_probability.mean()),
+        }
+        difference = {"logit_difference": float(recall.logit_difference.mean())} if self.prompts.distractors else {}
+        return {**row, **difference, "n": len(samples)}
+
+
 def scored(logits: Tensor, prompts: PromptSet, group: Sequence[int]) -> Tensor:
     """The fields of `Recall` for the prompts of a group, `[batch 4]`, from logits `[batch answer vocab]`."""
     wanted = torch.tensor([prompts.answer_tokens[i] for i in group], device=logits.device)
@@ -123,3 +159,12 @@ def _logits(
             edits = alike if ablation is None or alike else ablation.edits(heads, group)
             wanted = list(range(-fed.decoded[group[0]], 0))
             yield group, model.run(fed.rows(group), edits=edits, logits=wanted, prefix=prefix).logits
+
+
+def _pairs(ablated: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.stack([ablated, whole], axis=1)
+
+
+def _ratio(pairs: np.ndarray) -> np.floating:
+    """Recall relative to the baseline of the same tests; 0 where the resampled baseline is 0."""
+    return np.divide(pairs[:, 0].mean(), pairs[:, 1].mean()) if pairs[:, 1].any() else np.float64(0)

@@ -18,12 +18,12 @@ import pandas as pd
 
 from interp.errors import BadInput
 from interp.heads.ablation import ABLATIONS, Ablation, FittedAblation, Head, check_heads, fit
-from interp.heads.answers import Recall, recall_under
+from interp.heads.answers import Answering
 from interp.heads.fed import Fed
-from interp.heads.perplexity import Windows, perplexity, perplexity_record, text_losses
+from interp.heads.perplexity import Reading, Windows, perplexity_record
 from interp.heads.scores import model_record
 from interp.runs import Journal, Run, save_run
-from interp.stats import bootstrap_interval, bootstrap_means, wilson_interval
+from interp.stats import wilson_interval
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
 
@@ -71,66 +71,6 @@ class Measure(Protocol):
     def row(self, samples: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str, Any]:
         """The measurement with its interval, and its ratio to the baseline's with its interval."""
         ...
-
-
-@dataclass(frozen=True, eq=False)
-class Answering:
-    """Recall of the answers of some prompts; a row of samples is a test: the fields of `Recall`."""
-
-    model: Model
-    prompts: PromptSet
-    batch_size: int = 8
-    name: str = "recall"
-
-    @property
-    def fed(self) -> Fed:
-        return Fed.answering(self.prompts)
-
-    def samples(self, ablation: FittedAblation | None, heads: Sequence[Head]) -> np.ndarray:
-        recall = recall_under(self.model, self.prompts, ablation, heads, batch_size=self.batch_size)
-        return np.stack([recall.exact, recall.tokens, recall.log_probability, recall.logit_difference], axis=1)
-
-    def row(self, samples: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str, Any]:
-        recall, whole = Recall(*samples.T), Recall(*baseline.T)
-        low, high = bootstrap_means(samples[:, :1], seed=seed)
-        kept = bootstrap_interval(_pairs(recall.exact, whole.exact), _ratio, seed=seed) if whole.exact.any() else None
-        row = {
-            "recall": float(recall.exact.mean()),
-            "low": float(low[0]),
-            "high": float(high[0]),
-            "relative": kept.estimate if kept else float("nan"),
-            "relative_low": kept.low if kept else float("nan"),
-            "relative_high": kept.high if kept else float("nan"),
-            "token_recall": float(recall.tokens.mean()),
-            "log_probability": float(recall.log_probability.mean()),
-        }
-        difference = {"logit_difference": float(recall.logit_difference.mean())} if self.prompts.distractors else {}
-        return {**row, **difference, "n": len(samples)}
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """Perplexity of a text in sliding windows; a row of samples is a window: summed loss in nats, tokens."""
-
-    model: Model
-    windows: Windows
-    batch_size: int = 4
-    name: str = "perplexity"
-
-    @property
-    def fed(self) -> Fed:
-        return self.windows.fed
-
-    def samples(self, ablation: FittedAblation | None, heads: Sequence[Head]) -> np.ndarray:
-        return text_losses(self.model, self.windows, ablation, heads, batch_size=self.batch_size)
-
-    def row(self, samples: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str, Any]:
-        here = bootstrap_interval(samples, perplexity, seed=seed)
-        paired = np.concatenate([samples, baseline], axis=1)
-        kept = bootstrap_interval(paired, lambda both: perplexity(both[:, :2]) / perplexity(both[:, 2:]), seed=seed)
-        row = {"perplexity": here.estimate, "low": here.low, "high": here.high}
-        row |= {"relative": kept.estimate, "relative_low": kept.low, "relative_high": kept.high}
-        return {**row, "tokens": int(samples[:, 1].sum()), "n": len(samples)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -358,12 +298,3 @@ def measured(
 def _json(samples: np.ndarray) -> list[list[float | None]]:
     """JSON has no NaN; it comes back from null."""
     return [[None if np.isnan(value) else float(value) for value in row] for row in samples]
-
-
-def _pairs(ablated: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.stack([ablated, whole], axis=1)
-
-
-def _ratio(pairs: np.ndarray) -> np.floating:
-    """Recall relative to the baseline of the same tests; 0 where the resampled baseline is 0."""
-    return np.divide(pairs[:, 0].mean(), pairs[:, 1].mean()) if pairs[:, 1].any() else np.float64(0)

@@ -16,6 +16,7 @@ import torch
 from interp.errors import BadInput, PromptTooLong
 from interp.heads.ablation import FittedAblation, Head
 from interp.heads.fed import Fed
+from interp.stats import bootstrap_interval
 from interp.tasks.bundled import filler_text
 from interp.tracing.model import Model
 
@@ -101,6 +102,31 @@ def text_losses(
 def perplexity(losses: np.ndarray) -> np.floating:
     """`exp` of the mean loss a token over all windows `[n 2]`, each weighed by the tokens it scored."""
     return np.exp(losses[:, 0].sum() / losses[:, 1].sum(), dtype=np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Perplexity of a text in sliding windows; a row of samples is a window: summed loss in nats, tokens."""
+
+    model: Model
+    windows: Windows
+    batch_size: int = 4
+    name: str = "perplexity"
+
+    @property
+    def fed(self) -> Fed:
+        return self.windows.fed
+
+    def samples(self, ablation: FittedAblation | None, heads: Sequence[Head]) -> np.ndarray:
+        return text_losses(self.model, self.windows, ablation, heads, batch_size=self.batch_size)
+
+    def row(self, samples: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str, Any]:
+        here = bootstrap_interval(samples, perplexity, seed=seed)
+        paired = np.concatenate([samples, baseline], axis=1)
+        kept = bootstrap_interval(paired, lambda both: perplexity(both[:, :2]) / perplexity(both[:, 2:]), seed=seed)
+        row = {"perplexity": here.estimate, "low": here.low, "high": here.high}
+        row |= {"relative": kept.estimate, "relative_low": kept.low, "relative_high": kept.high}
+        return {**row, "tokens": int(samples[:, 1].sum()), "n": len(samples)}
 
 
 def perplexity_record(windows: Windows) -> dict[str, Any]:

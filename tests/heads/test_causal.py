@@ -155,6 +155,8 @@ def test_removal_takes_the_first_heads_of_the_ranking_and_controls_from_their_la
     summary = study.summary()
     assert summary.removed.tolist() == [1, 2, 3] * 2
     assert set(study.frame.attention) == {"sdpa"}
+    curve = next(trace for trace in study.plot().data if trace.name == "zero: chosen heads")
+    np.testing.assert_allclose(curve.y[1:], chosen.recall[:3])
 
 
 def test_a_ranking_shorter_than_what_is_to_be_removed_is_refused(llama, solvable):

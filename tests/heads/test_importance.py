@@ -169,6 +169,8 @@ def test_agreement_is_the_rank_correlation_of_means_over_the_same_tests(llama, f
     assert (table.n == len(few)).all()
     run = importance.save(tmp_path / "run")
     assert load_run(run.path).frame.equals(importance.frame)
+    assert sum(len(trace.x) for trace in importance.plot().data) == 8
+    np.testing.assert_array_equal(importance.exact.plot().data[0].z, effect)
 
 
 def test_bad_requests_are_refused_before_anything_runs(llama, few, prompts):

@@ -157,6 +157,8 @@ def test_a_run_keeps_the_order_and_the_steps(llama, few, tmp_path):
     assert [tuple(head) for head in run.arrays["order"]] == list(result.order)
     assert run.frame.equals(result.frame)
     assert run.record.parameters["budget"] == 2
+    drawn = {trace.name: list(trace.x) for trace in result.plot().data if trace.name}
+    assert drawn == {"zero: chosen heads": [0, 1, 2], "zero: random heads": [0, 1, 2]}
 
 
 @pytest.mark.parametrize(
