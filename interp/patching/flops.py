@@ -47,6 +47,10 @@ class Costs:
         """One layer as kernels compute it over positions `[start, stop)`: keys that a mask hides are not left out."""
         return (stop - start) * (self.linear + self.pair * stop)
 
+    def forward(self, tokens: int, logits: int) -> int:
+        """A forward pass as it is computed, with `logits` single logits."""
+        return self.layers * self.block(0, tokens) + logits * self.logit
+
     def edited(self, layer: int, start: int, read: Sequence[int], logits: int) -> int:
         """The layers from `layer` on, over the positions from `start` to the last of those that are `read`."""
         if not read:
@@ -59,7 +63,7 @@ class Costs:
         return total
 
     def whole(self, tokens: int, logits: int) -> int:
-        """A forward pass over `tokens` positions and its `logits` single logits."""
+        """The part of a forward pass over `tokens` positions and `logits` single logits that cannot be avoided."""
         return self.layers * self.layer(0, tokens) + logits * self.logit
 
 

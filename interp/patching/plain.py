@@ -71,7 +71,7 @@ class Plain:
         rows = request.rows(prompts)
         asked = 1 if request.one_position else request.frame.width
         for row in rows.tokens:
-            self.flops += self._costs.whole(len(row), asked * request.model.spec.vocab)
+            self.flops += self._costs.forward(len(row), asked * request.model.spec.vocab)
         acting = [edit for edit in group if bool(request.selection(edit)[list(prompts)].any())]
         edits = [request.restricted(edit, prompts) for edit in acting]
         if request.one_position:

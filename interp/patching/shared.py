@@ -77,7 +77,7 @@ class Shared:
         self._base, logits = base_run(
             self.request.model, self._ids[rows], self._frame_of(rows), layers, self._columns[rows], self._tokens
         )
-        self.flops += len(rows) * self._costs.whole(self._width, logits.shape[1] * logits.shape[2])
+        self.flops += len(rows) * self._costs.forward(self._width, logits.shape[1] * logits.shape[2])
         if any(metric.needs_base for metric in self.request.metrics):
             self._base_logits = logits.new_zeros(self.request.count, *logits.shape[1:])
             self._base_logits[rows] = logits
