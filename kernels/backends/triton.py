@@ -14,7 +14,8 @@ from functools import cache
 
 import torch
 
-from kernels.backends.triton_call import INTERPRETED, Call
+from kernels.backends.triton_call import Call
+from kernels.backends.triton_kernels import INTERPRETED
 from kernels.request import Output, Request, Work
 
 WIDEST = 256

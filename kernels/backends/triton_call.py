@@ -8,11 +8,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from kernels.backends import rowwise, triton_kernels
-from kernels.backends.triton_kernels import Beside, Gates, Inputs, Looks, Partials, Shape, Stats, Walk
+from kernels.backends.triton_kernels import INTERPRETED, Beside, Gates, Inputs, Looks, Partials, Shape, Stats, Walk
 from kernels.backends.triton_tiles import (
     Grid,
     Lists,
@@ -27,15 +26,15 @@ from kernels.backends.triton_tiles import (
 from kernels.request import Request
 from kernels.types import AttentionStats, CaptureSpec
 
-INTERPRETED = not isinstance(triton_kernels.attend, triton.JITFunction)
-"""Whether kernels run in the interpreter: decided when they were defined."""
-
 COLUMN_ROWS, COLUMN_WIDTH = 64, 64
 """Queries and keys at a time where column sums are made."""
 
 MOST_SPLITS = 64
 
-AUXILIARY = {"num_warps": 4, "num_stages": 2}
+FUSED = {"enable_fp_fusion": True}
+"""Products and sums are rounded once, whatever the default of the Triton at hand."""
+
+AUXILIARY = {"num_warps": 4, "num_stages": 2, **FUSED}
 """How the kernels that are not the bulk of the work are compiled."""
 
 NO_STATS = Stats(*[None] * len(Stats._fields))
@@ -70,7 +69,12 @@ class Cut:
 
 def padded(width: int) -> int:
     """The power of two, at least 16, that a width is padded to."""
-    return max(16, int(triton.next_power_of_2(width)))
+    return max(16, power_of_two(width))
+
+
+def power_of_two(number: int) -> int:
+    """The least that is no smaller."""
+    return 1 << (number - 1).bit_length()
 
 
 def processors(device: torch.device) -> int:
@@ -134,14 +138,14 @@ class Call:
         self.allocate()
         with torch.cuda.device_of(r.q):
             for order, stats in self.launches() if len(self.lists.items) else ():
-                grid = (len(order), len(self.lists.items), splits)
+                grid = len(order), len(self.lists.items), splits
                 arguments, constants = self.arguments(order, stats), self.constants(stats)
                 triton_kernels.attend[grid](*arguments, **constants, **self.options)
                 if splits > 1:
                     triton_kernels.merge[grid[:2]](*arguments, **constants, **AUXILIARY)
             if self.column_lists is not None and len(self.column_lists.items):
-                grid = (-(-r.keys // COLUMN_WIDTH), len(self.column_lists.items))
-                triton_kernels.columns[grid](*self.column_arguments(), **self.column_constants, **AUXILIARY)
+                tiles = -(-r.keys // COLUMN_WIDTH), len(self.column_lists.items)
+                triton_kernels.columns[tiles](*self.column_arguments(), **self.column_constants, **AUXILIARY)
         if self.best_keys is not None:
             self.measured |= rowwise.measure(self.best_keys, None)[0].measured
         return self
@@ -165,16 +169,14 @@ class Call:
 
     def launches(self) -> Iterator[tuple[Tensor, Stats]]:
         """Blocks of queries, those with most keys first, that are measured, and those that are not."""
-        capture, last = self.request.capture, self.grid.blocks - 1
-        measured = set(range(last + 1))
-        if capture is None:
-            measured = set()
-        elif capture.rows != "all":
-            measured = set(self._captured(self.grid.rows))
-        for stats, wanted in ((self._stats(), measured), (NO_STATS, set(range(last + 1)) - measured)):
-            if wanted:
-                order = torch.tensor(sorted(wanted, reverse=True), dtype=torch.int32)
-                yield order.to(self.request.q.device), stats
+        capture, blocks, device = self.request.capture, self.grid.blocks, self.request.q.device
+        if capture is None or capture.rows == "all":
+            yield torch.arange(blocks - 1, -1, -1, dtype=torch.int32, device=device), self._stats()
+            return
+        measured = set(self._captured(self.grid.rows))
+        for stats, some in ((self._stats(), measured), (NO_STATS, set(range(blocks)) - measured)):
+            if some:
+                yield torch.tensor(sorted(some, reverse=True), dtype=torch.int32).to(device), stats
 
     def _captured(self, rows: int) -> tuple[int, ...]:
         """The blocks, of so many queries, in which one is captured."""
@@ -183,7 +185,7 @@ class Call:
 
     @property
     def options(self) -> dict[str, int]:
-        return {"num_warps": self.cut.warps, "num_stages": self.cut.stages}
+        return {"num_warps": self.cut.warps, "num_stages": self.cut.stages, **FUSED}
 
     def constants(self, stats: Stats) -> dict[str, Any]:
         r, cut = self.request, self.cut
@@ -268,7 +270,7 @@ class Call:
         if spans is not None:
             spans = (spans.to(self.request.q.device) - self.request.mask.kv_offset).int().contiguous()
         columns = measured.get("column_sums")
-        return Stats(
+        parts: list[Any] = [
             self.slots,
             self.request.queries,
             *(measured.get(name) for name in ("argmax", "probability", "entropy", "log_sum_exp", "mass")),
@@ -277,7 +279,8 @@ class Call:
             None if columns is None else self.every_lse,
             None if columns is None else self.times,
             columns,
-        )
+        ]
+        return Stats(*parts)
 
     @cached_property
     def _inputs(self) -> Inputs:
@@ -288,7 +291,8 @@ class Call:
     def _shape(self) -> Shape:
         r, mask = self.request, self.request.mask
         firsts = key_mask = None
-        steps, step = (0, 0), 0
+        steps: tuple[int, ...] = (0, 0)
+        step = 0
         if mask.starts is not None:
             firsts = mask.starts.int() if mask.starts.ndim == 2 else mask.starts.int()[:, None]
             firsts = firsts.expand(r.batch, r.queries)
@@ -297,7 +301,8 @@ class Call:
             key_mask = mask.key_mask.contiguous().view(torch.uint8)
             step = key_mask.expand(r.batch, -1).stride(0)
         alibi = None if mask.alibi is None else mask.alibi.float().contiguous()
-        return Shape(r.scale, mask.softcap, alibi, mask.window, firsts, *steps, key_mask, step)
+        parts: list[Any] = [r.scale, mask.softcap, alibi, mask.window, firsts, *steps, key_mask, step]
+        return Shape(*parts)
 
     @cached_property
     def _looks(self) -> Looks:
@@ -327,8 +332,10 @@ class Call:
         beside = self.request.beside
         if beside is None:
             return Beside(*[None] * len(Beside._fields))
-        parts = [x.float().contiguous() for x in (beside.k, beside.v, beside.log_count)]
-        return Beside(*parts, *(0 if len(x) == 1 else x.stride(0) for x in parts), beside.k.shape[2])
+        tensors = [x.float().contiguous() for x in (beside.k, beside.v, beside.log_count)]
+        steps = [0 if len(x) == 1 else x.stride(0) for x in tensors]
+        parts: list[Any] = [*tensors, *steps, beside.k.shape[2]]
+        return Beside(*parts)
 
     def _partials(self, spans: int) -> Partials:
         """Room for the states of items whose keys are split."""
@@ -339,6 +346,6 @@ class Call:
         room = self.request.q.new_empty
         out = room(rows, padded(self.request.v.shape[3]), dtype=torch.float32)
         entropy = room(rows, dtype=torch.float32) if capture is not None and capture.entropy else None
-        mass = room(rows, int(triton.next_power_of_2(spans)), dtype=torch.float32) if spans else None
+        mass = room(rows, power_of_two(spans), dtype=torch.float32) if spans else None
         top, total = room(rows, dtype=torch.float32), room(rows, dtype=torch.float32)
         return Partials(top, total, out, room(rows, dtype=torch.int32), entropy, mass)

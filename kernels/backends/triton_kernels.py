@@ -554,3 +554,7 @@ def columns(
     if walk.visited is not None:
         tl.store(walk.visited + tl.program_id(1) * walk.blocks + tile, visited)
     tl.store(stats.column_sums + (b.to(tl.int64) * HEADS + h) * keys + column, sums, mask=column < keys)
+
+
+INTERPRETED = not isinstance(attend, triton.JITFunction)
+"""Whether the kernels run in the interpreter: decided when they were defined, by TRITON_INTERPRET."""

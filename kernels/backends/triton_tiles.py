@@ -120,8 +120,8 @@ def column_lists(
     items, kinds = _items(seen, starts, 1)
     wanted = torch.zeros(grid.blocks, 1, dtype=torch.bool)
     wanted[slice(None) if captured is None else list(captured)] = True
-    tables = [[(x & wanted).T for x in _tables(grid, patterns, start)] for patterns, start in kinds]
-    return _lists(items, [_split(*table, 1) for table in tables], device)
+    tables = [_tables(grid, patterns, start) for patterns, start in kinds]
+    return _lists(items, [_split((some & wanted).T, (whole & wanted).T, 1) for some, whole in tables], device)
 
 
 def _items(
@@ -262,10 +262,9 @@ def marks(grid: Grid, seen: Looks, block: int, device: torch.device) -> Marks:
             tokens[i, _within(pattern.tokens, grid)] = 1
     if any(pattern.blocks for pattern in patterns):
         blocks = torch.stack([_bits(grid, pattern, block) for pattern in patterns]).to(device)
-    return Marks(
-        of, *(torch.tensor(x, dtype=torch.int32).to(device) for x in (window, sinks)),
-        None if tokens is None else tokens.to(device), blocks, block, first_query, first_key,
-    )  # fmt: skip
+    sizes = [torch.tensor(x, dtype=torch.int32).to(device) for x in (window, sinks)]
+    tokens = None if tokens is None else tokens.to(device)
+    return Marks(of, sizes[0], sizes[1], tokens, blocks, block, first_query, first_key)
 
 
 def _bits(grid: Grid, pattern: Pattern, block: int) -> Tensor:

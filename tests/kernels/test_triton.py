@@ -17,7 +17,8 @@ pytest.importorskip("triton")
 
 from kernels.attention import explain, head_attention
 from kernels.backends import triton, triton_call
-from kernels.backends.triton_call import INTERPRETED, Call
+from kernels.backends.triton_call import Call
+from kernels.backends.triton_kernels import INTERPRETED
 from kernels.patterns import block_sparse, full, pruned, streaming, strided, tokens
 from kernels.request import Output, Request
 from kernels.types import CaptureSpec, HeadGates, HeadPlan, MaskSpec
@@ -75,7 +76,9 @@ def agree(request: Request) -> Output:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_equals_the_reference(case: Case) -> None:
-    same("triton", case.request(torch.float32, capture=EVERYTHING))
+    # Column sums are a kernel of their own, which the other tests have in them: the interpreter takes its time.
+    capture = CaptureSpec(entropy=True, spans=torch.tensor([[[2, 9]]]))
+    same("triton", case.request(torch.float32, capture=capture))
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

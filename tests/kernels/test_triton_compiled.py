@@ -21,7 +21,8 @@ from triton.compiler import ASTSource
 
 from kernels.attention import PREFERENCE, explain, head_attention
 from kernels.backends import triton_kernels
-from kernels.backends.triton_call import AUXILIARY, INTERPRETED, Call
+from kernels.backends.triton_call import AUXILIARY, Call
+from kernels.backends.triton_kernels import INTERPRETED
 from kernels.errors import UnsupportedRequest
 from kernels.patterns import full, streaming
 from kernels.request import Request
