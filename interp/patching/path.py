@@ -6,24 +6,23 @@ Two passes over the clean prompt define the effect of a sender on receivers:
    frozen too (`freeze_mlps`). The inputs of the receivers are recorded.
 2. Nothing is frozen, and only the receivers' inputs are replaced by the recorded ones. The metric is read.
 
-With all heads frozen nothing moves between positions in the first pass, so it runs on single tokens, all senders at
-once; the second is a sweep. Both give what the definition gives.
+The first pass runs on single tokens (`senders.py`), many senders at once, and the second is a sweep. Both give what the
+definition gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from einops import rearrange, repeat
-from torch import Tensor
 
 from interp.errors import BadInput, UnknownSite, choose
 from interp.heads.scores import model_record
@@ -31,20 +30,18 @@ from interp.metrics import Metric
 from interp.patching.activation import default_metrics
 from interp.patching.effects import fraction_columns, mean_columns
 from interp.patching.pairs import against_clean, batches, bound, check_pairs, corrupted, measured
+from interp.patching.senders import Head, receiver_edits
 from interp.patching.sweep import ExecutorName, sweep
 from interp.runs import Run, save_run, staged
 from interp.tasks.prompts import PromptSet
-from interp.tracing.edits import Edit, patch
 from interp.tracing.frame import Positions, check_positions, positions_of
 from interp.tracing.model import Model
-from interp.tracing.plan import check_site
+from interp.tracing.plan import check_site, features
 from interp.tracing.sites import Site, expand
-from interp.tracing.trace import Trace
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-Head = tuple[int, int]
 RECEIVERS = ("q", "k", "v", "resid_pre", "resid_mid", "resid_post")
 SENDER_MEMORY = 2**28
 """Bytes of frozen activations that one sender pass holds, unless told otherwise."""
@@ -184,9 +181,10 @@ def path_patching(
     for index, (batch, own) in enumerate(batches(pairs, metrics, batch_size)):
         own = against_clean(model, batch, own)
         sides = (batch, corrupted(batch))
-        values = []
-        for group in _recorded(model, *sides, heads, sites, positions, freeze_mlps, memory or SENDER_MEMORY):
-            values.append(sweep(model, batch, group, own, memory=memory, executor=executor).values)
+        groups = receiver_edits(model, *sides, heads, sites, positions, freeze_mlps, memory or SENDER_MEMORY)
+        values: list[np.ndarray] = []
+        while some := list(islice(groups, _together(model, batch, sites, positions, memory or SENDER_MEMORY))):
+            values.append(sweep(model, batch, some, own, memory=memory, executor=executor).values)
             if progress:
                 done = index * len(heads) + sum(map(len, values))
                 progress(done, len(heads) * -(-len(pairs) // batch_size))
@@ -226,7 +224,7 @@ def receiver_sites(model: Model, receivers: str | Sequence[str]) -> tuple[Site, 
 
 
 def _senders(model: Model, receivers: Sequence[Site], chosen: Sequence[Head] | None) -> tuple[Head, ...]:
-    """Heads that write before the last receiver reads; raises BadInput for chosen ones that do not."""
+    """Heads that write before the last receiver reads, in layer order; raises BadInput for chosen ones that do not."""
     last = receivers[-1]
     reach = tuple(
         (layer, head)
@@ -238,7 +236,7 @@ def _senders(model: Model, receivers: Sequence[Site], chosen: Sequence[Head] | N
         raise BadInput(f"no head writes before {last} reads, so there is nothing to send")
     if chosen is None:
         return reach
-    heads = tuple((int(layer), int(head)) for layer, head in chosen)
+    heads = tuple(sorted((int(layer), int(head)) for layer, head in chosen))
     if not heads or len(set(heads)) < len(heads):
         raise BadInput(f"the senders must be distinct and at least one; got {list(heads)}")
     for layer, head in heads:
@@ -259,57 +257,9 @@ def _positions(
     return places.pop() if positions is None and final and len(places) == 1 else positions
 
 
-def _recorded(
-    model: Model,
-    clean: PromptSet,
-    corrupt: PromptSet,
-    senders: Sequence[Head],
-    receivers: Sequence[Site],
-    positions: Positions,
-    freeze_mlps: bool,
-    memory: int,
-) -> Iterator[list[tuple[Edit, ...]]]:
-    """The receivers' recorded inputs as edits, a group for every sender, some senders at a time."""
-    last = receivers[-1]
-    frozen = [Site(name, layer) for layer in range(model.spec.layers) for name in ("z", "mlp_out")[: 1 + freeze_mlps]]
-    frozen = [site for site in frozen if site.order < last.order]
-    here = model.run(clean, read=["embed", *frozen], positions=positions)
-    there = model.run(corrupt, read=sorted({f"z.{layer}" for layer, _ in senders}), positions=positions)
-    tokens = here.tokens.gather(1, here.positions).flatten()
-    rows_each = len(tokens) * here["embed"].element_size() * model.spec.width * (1 + len(frozen))
-    size = max(1, memory // rows_each)
-    for start in range(0, len(senders), size):
-        some = senders[start : start + size]
-        single = tokens.repeat(len(some))[:, None]
-        edits = [patch(site, _sent(here, there, site, some)) for site in (Site("embed"), *frozen)]
-        trace = model.run(single, read=receivers, edits=edits)
-        seen = {
-            site: rearrange(trace[site], "(s b p) 1 ... -> s b p ...", s=len(some), b=len(clean)) for site in receivers
-        }
-        yield [
-            tuple(patch(site, _donor(value[i], here)).at(positions=positions) for site, value in seen.items())
-            for i in range(len(some))
-        ]
-
-
-def _sent(clean: Trace, corrupt: Trace, site: Site, senders: Sequence[Head]) -> Tensor:
-    """What a site is frozen to in every row, `[(sender prompt position) 1 ...]`: clean, but for the sender itself."""
-    value = repeat(clean[site], "b p ... -> s b p ...", s=len(senders))
-    if site.name == "z":
-        value = value.clone()
-        for i, (layer, head) in enumerate(senders):
-            if layer == site.layer:
-                value[i, :, :, head] = corrupt[site][:, :, head]
-    return rearrange(value, "s b p ... -> (s b p) 1 ...")
-
-
-def _donor(value: Tensor, trace: Trace) -> Tensor:
-    """`value` `[prompt position ...]` as a donor with a row for every token, of which only these positions are used."""
-    tokens = trace.tokens.shape[1]
-    if value.shape[1] == tokens:
-        return value
-    if value.shape[1] == 1:
-        return value.expand(-1, tokens, *value.shape[2:])
-    donor = value.new_zeros(len(value), tokens, *value.shape[2:])
-    donor[torch.arange(len(value))[:, None], trace.positions] = value
-    return donor
+def _together(model: Model, prompts: PromptSet, receivers: Sequence[Site], positions: Positions, memory: int) -> int:
+    """How many senders' recorded inputs fit into `memory`."""
+    sizes = [prod(features(site, model.spec)[0 if site.head is None else 1 :]) for site in receivers]
+    one = isinstance(positions, int)  # kept once, and not for every token
+    tokens = len(prompts) if one else sum(map(len, prompts.tokens))
+    return max(1, memory // (tokens * sum(sizes) * next(model.hf.parameters()).element_size()))

@@ -15,9 +15,10 @@ from torch import Tensor
 import interp
 from interp.errors import BadInput, UnknownSite
 from interp.metrics import kl, log_probability, logit_difference
+from interp.patching.pairs import corrupted
 from interp.patching.path import PathPatchingResult, path_patching
 from interp.runs import load_run
-from tests.families import build
+from tests.families import build, word_tokenizer
 from tests.patching.edges_by_hand import double_llama, run
 from tests.patching.random_pairs import difference, ids, random_pairs
 
@@ -179,19 +180,52 @@ def test_a_counterfactual_that_changes_nothing_before_the_position_has_no_effect
 def test_single_tokens_stand_for_whole_prompts_in_every_kind_of_family(family: str) -> None:
     """The definition through whole runs of the model, beside the walk over single tokens."""
     model = interp.wrap(build(family, dtype=torch.float64))
-    result = path_patching(model, PAIRS, "q.1.1", [(0, 2)], metrics=METRIC)
     clean, corrupt = model.run(PAIRS, read="z"), model.run(TWIN, read="z")
-    frozen = [interp.patch("z.0", clean), interp.patch("z.0.2", corrupt)]
-    recorded = model.run(PAIRS, read="q.1", edits=frozen)
-    patched = model.run(PAIRS, edits=interp.patch("q.1.1", recorded["q.1.1"]), logits="last")
-    np.testing.assert_allclose(result.values[0, 0], difference(patched.logits, PAIRS).numpy(), atol=1e-5)
-    assert np.abs(result.values - result.clean).max() > 1e-4
+    for layer, receiver in ((0, "q.1.1"), (1, "resid_post.1")):  # the second passes the first block by
+        frozen = [interp.patch(f"z.{n}", clean) for n in range(layer + 1)]
+        frozen.append(interp.patch(f"z.{layer}.2", corrupt))
+        recorded = model.run(PAIRS, read=receiver, edits=frozen)
+        patched = model.run(PAIRS, edits=interp.patch(receiver, recorded[receiver]), logits="last")
+        result = path_patching(model, PAIRS, receiver, [(layer, 2)], metrics=METRIC)
+        np.testing.assert_allclose(result.values[0, 0], difference(patched.logits, PAIRS).numpy(), atol=1e-5)
+        assert np.abs(result.values - result.clean).max() > 1e-4
+
+
+@pytest.mark.parametrize("component", ["q", "k", "v"])
+def test_edges_equal_the_direct_paths_of_transformer_lens(component: Any) -> None:
+    """They patch clean writes into the corrupted run, one edge at a time: ours with the two sides exchanged."""
+    from transformer_lens.patching import get_act_patch_direct_path
+
+    model = interp.wrap(build("gpt2"), word_tokenizer())
+    bridge: Any = interp.wrap(model.hf, word_tokenizer(), backend="transformer_lens").backend_object
+    with torch.no_grad():
+        caches = [bridge.run_with_cache(ids)[1] for ids in (CLEAN, TWIN)]
+
+        def metric(logits: Tensor) -> Tensor:
+            return difference(logits[:, -1], PAIRS).mean()
+
+        wanted = get_act_patch_direct_path(bridge, TWIN, *caches, metric, 0, 1, component, verbose=False)[1]
+    exchanged = replace(corrupted(PAIRS), counterfactual=replace(PAIRS, counterfactual=None))
+    ours = [
+        path_patching(model, exchanged, f"{component}.1.{head}", [(0, 1)], freeze_mlps=True, metrics=METRIC)
+        for head in range(model.spec.heads)
+    ]
+    np.testing.assert_allclose([result.values.mean() for result in ours], wanted.numpy(), atol=1e-4)
+    assert np.ptp(wanted.numpy()) > 1e-3
+
+
+def test_nothing_stays_on_the_model(gpt2: interp.Model) -> None:
+    path_patching(gpt2, PAIRS, "q.2.1", metrics=METRIC)
+    for module in gpt2.hf.modules():
+        assert "forward" not in module.__dict__
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
 
 
 def test_chunks_and_batches_change_nothing(gpt2: interp.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = path_patching(gpt2, PAIRS, ["q.2.1", "v.2.0"])
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr("interp.patching.path.SENDER_MEMORY", 2**18)
+    monkeypatch.setattr("interp.patching.path.SENDER_MEMORY", 2**15)
     receivers = ["q.2.1", "v.2.0"]
     parts = path_patching(gpt2, PAIRS, receivers, batch_size=2, progress=lambda *now: told.append(now))
     np.testing.assert_allclose(parts.values, whole.values, atol=1e-9)
