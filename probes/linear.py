@@ -61,6 +61,8 @@ class ProbeSpec:
         return values | {"estimator": None if self.estimator is None else repr(self.estimator)}
 
 
+CONSTANT = 1_000
+"""Rounding errors of the mean square below which a feature does not vary within a fold."""
 STANDARD = ProbeSpec()
 """Nested choice of strength on standardised features."""
 
@@ -164,10 +166,10 @@ def deviations(x: Tensor, train: Tensor) -> Tensor:
     count = own.sum(1, keepdim=True)
     centred = x - x.mean(1, keepdim=True)
     mean = own @ centred / count
-    variance = (own @ centred.square() / count - mean.square()).clamp(min=0)
-    rounding = 10 * torch.finfo(x.dtype).eps * x.abs().amax(1, keepdim=True)
-    deviation = variance.sqrt()
-    return torch.where(deviation > rounding, deviation, 1)
+    square = own @ centred.square() / count
+    variance = square - mean.square()
+    varies = variance > CONSTANT * torch.finfo(x.dtype).eps * square
+    return torch.where(varies, variance, 1).sqrt()
 
 
 def scores_of(z: Tensor, spec: ProbeSpec) -> Tensor:

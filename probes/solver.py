@@ -341,12 +341,13 @@ def _conjugate_gradients(
             size, enough, going = size[:, keep], enough[:, keep], going[:, keep]
         taken[active] += 1
         image = system.hessian(p, direction)
-        alpha = torch.where(going, size / _inner(direction, image), 0)[..., None, None]
+        bend = _inner(direction, image)
+        alpha = torch.where(going & (bend > 0), size / bend, 0)[..., None, None]
         step = step + alpha * direction
         residual = residual - alpha * image
         conditioned = precondition(residual)
         before, size = size, torch.where(going, _inner(residual, conditioned), size)
-        direction = conditioned + (size / before)[..., None, None] * direction
+        direction = conditioned + torch.where(before > 0, size / before, 0)[..., None, None] * direction
     else:
         result[:, active] = step
     return result.to(gradient.dtype) * height, taken

@@ -10,12 +10,15 @@ it can show what a larger model does with real data. Classes are of equal size, 
 | sentiment | emotional | judges a thing | plainly; half of them negated; after another judgement too |
 | comparison | inferential | concludes who is taller | from one premise; two; three, in any order |
 | residence | inferential | concludes who lives in which country | from the city; after another; after two others |
+
+Cities and adjectives are groups: a probe is tested on those it was not fitted to, so that it must read the concept and
+cannot remember the words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
 
@@ -40,12 +43,20 @@ class Example:
 
 @dataclass(frozen=True)
 class Concept:
-    """A generator: `make(rng, label, difficulty)` writes a text with this label."""
+    """A generator: `make(rng, label, difficulty)` writes a text with this label.
+
+    `closed` says by difficulty how many texts there are where the facts run out.
+    """
 
     name: str
     level: str
     labels: tuple[str, str]
     make: Callable[[Random, bool, int], Example]
+    closed: Mapping[int, int] = field(default_factory=dict)
+
+    def at_most(self, n: int, difficulty: int = 1) -> int:
+        """`n`, or as many texts as there are where those are fewer: facts are a closed list."""
+        return min(n, self.closed.get(difficulty, n))
 
     def texts(self, n: int = 400, difficulty: int = 1, seed: int = 0) -> LabelledTexts:
         """`n` different texts, half of each class. Raises BadInput where there are not so many, naming how many."""
@@ -141,7 +152,7 @@ def _sentiment(rng: Random, positive: bool, difficulty: int) -> Example:
     if difficulty == 3:
         other = rng.choice(words.positive + words.negative)
         said = f"The {aside} was {'not ' if rng.random() < 0.5 else ''}{other}. {said}"
-    return Example(f"Review: {said}\nSentiment:", f"{adjective}/{negated}")
+    return Example(f"Review: {said}\nSentiment:", f"{adjective}/{negated}", adjective)
 
 
 def _comparison(rng: Random, true: bool, premises: int) -> Example:
@@ -170,8 +181,8 @@ def _residence(rng: Random, true: bool, difficulty: int) -> Example:
 CONCEPTS: dict[str, Concept] = {
     made.name: made
     for made in (
-        Concept("country", "factual", ("second half", "first half"), _country),
-        Concept("truth", "factual", ("false", "true"), _truth),
+        Concept("country", "factual", ("second half", "first half"), _country, {1: 240}),
+        Concept("truth", "factual", ("false", "true"), _truth, {1: 128, 2: 180, 3: 300}),
         Concept("sentiment", "emotional", ("negative", "positive"), _sentiment),
         Concept("comparison", "inferential", ("false", "true"), _comparison),
         Concept("residence", "inferential", ("false", "true"), _residence),

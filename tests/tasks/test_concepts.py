@@ -96,6 +96,14 @@ def test_each_city_of_a_group_has_another_of_its_country() -> None:
     assert all(count >= 2 for count in Counter(vocabulary().country_of.values()).values())
 
 
+@pytest.mark.parametrize(("name", "difficulty"), EVERY)
+def test_a_closed_list_of_facts_gives_as_many_texts_as_it_says(name: str, difficulty: int) -> None:
+    made = concept(name)
+    n = made.at_most(400, difficulty)
+    assert len(made.texts(n, difficulty)) == n
+    assert (n == 400) == (difficulty not in made.closed)
+
+
 def test_what_is_not_there_is_refused() -> None:
     with pytest.raises(BadInput, match="did you mean 'sentiment'"):
         concept("sentimant")
