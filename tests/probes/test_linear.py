@@ -120,6 +120,17 @@ def test_groups_never_sit_on_both_sides() -> None:
     assert all(len(np.unique(found.fold[groups == g])) == 1 for g in np.unique(groups))
 
 
+def test_a_feature_that_varies_only_outside_a_fold_spoils_nothing() -> None:
+    features, y = data()
+    found = cross_validate(features, {"label": y}, ProbeSpec(strengths=(1.0,)))
+    x = features["a"].copy()
+    x[:, 3] = np.where(found.fold == 2, np.arange(len(y)), 0.1)
+    found = cross_validate({"a": x}, {"label": y}, ProbeSpec(strengths=(1.0,), tolerance=1e-9))
+    assert found.unsolved == 0
+    theirs = cross_val_predict(logistic(1.0), x, y, cv=splitter(found.spec), method="predict_proba")
+    np.testing.assert_allclose(found.scores["label"][0], theirs, atol=1e-6)
+
+
 def test_a_probe_of_all_examples_reads_the_activations_as_they_are() -> None:
     for classes in (2, 3):
         features, y = data(classes=classes)
