@@ -31,7 +31,8 @@ TASKS = ("ioi", "colored-objects")
 def patch(
     model: ModelName,
     task: Annotated[
-        str, typer.Option(help="ioi, colored-objects, or a prompt file (JSONL) whose prompts have counterfactuals.")
+        str,
+        typer.Option(help="ioi, colored-objects, or prompts with counterfactuals: a .jsonl, or EAP-IG's .csv."),
     ] = "ioi",
     site: Annotated[str, typer.Option(help="What is patched: z, resid_pre, mlp_out, or one layer of it, z.5.")] = "z",
     by: Annotated[By, typer.Option(help="What is patched on its own.")] = "head",
@@ -134,6 +135,10 @@ def task_prompts(
 
         style = style or ("lower" if bundled else "title")
         return colored_object_prompts(model.tokenizer, n, seed, style=style)  # type: ignore[arg-type]
+    if task.endswith(".csv"):
+        from interp.patching.eap_csv import read_csv_pairs
+
+        return read_csv_pairs(task, model.tokenizer)[:n]
     from interp.tasks.prompts import PromptSet
 
     return PromptSet.from_jsonl(task, model.tokenizer)[:n]

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,12 +29,16 @@ from interp.heads.scores import model_record
 from interp.metrics import BoundMetric, Metric
 from interp.patching.eap_graph import EdgeGraph, GraphShape
 from interp.patching.pairs import batches, bound, check_pairs, corrupted, differentiable, measured
+from interp.runs import Run, save_run
 from interp.tasks.prompts import PromptSet
 from interp.tracing.backends.attachment import output_weights
 from interp.tracing.edits import Edit, patch
 from interp.tracing.model import Model
 from interp.tracing.trace import Trace
 from interp.tracing.views import qkv_views
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Method = Literal["eap", "eap-ig"]
 METHODS: tuple[Method, ...] = ("eap", "eap-ig")
@@ -82,7 +88,27 @@ class EdgeScores:
         return EdgeGraph.scored(self.shape, -self.scores)
 
     def _repr_html_(self) -> str:
-        return self.frame.head(20).to_html(index=False)
+        return f"<p>{self!r}</p>{self.frame.head(20).to_html(index=False)}"
+
+    def plot(self) -> go.Figure:
+        """Heat map of the scores, sources downwards and destinations to the right."""
+        from interp.plots.patching import edge_map
+
+        return edge_map(self)
+
+    def save(self, path: str | Path, started: datetime | None = None) -> Run:
+        """Write a run folder: the frame, the scores and `importances.pt`, the graph. Raises UnwritableOutput."""
+        return save_run(
+            path,
+            kind="edge-scores",
+            parameters={**self.parameters, "method": self.method, "metric": self.metric},
+            model=self.model,
+            seed=0,
+            frame=self.frame,
+            arrays={"scores": self.scores, "standard_errors": self.standard_errors, "change": self.change},
+            files={"importances.pt": self.graph().to_pt},
+            started=started,
+        )
 
 
 def edge_scores(

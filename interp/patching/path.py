@@ -32,7 +32,7 @@ from interp.patching.effects import fraction_columns, mean_columns
 from interp.patching.pairs import against_clean, batches, bound, check_pairs, corrupted, measured
 from interp.patching.senders import Head, receiver_edits
 from interp.patching.sweep import ExecutorName, sweep
-from interp.runs import Run, save_run, staged
+from interp.runs import Journal, Run, save_run, staged
 from interp.tasks.prompts import PromptSet
 from interp.tracing.frame import Positions, check_positions, positions_of
 from interp.tracing.model import Model
@@ -154,6 +154,7 @@ def path_patching(
     batch_size: int = 64,
     memory: int | None = None,
     executor: ExecutorName = "auto",
+    journal: Journal | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PathPatchingResult:
     """The effect of every sender through the receivers' inputs alone, all senders in one sweep.
@@ -166,6 +167,7 @@ def path_patching(
         freeze_mlps: freeze MLPs like heads, so that a path is a single edge; else they are part of every path.
         metrics: by default logit difference, log-probability, KL from the clean prediction and accuracy.
         memory: bytes for frozen activations and for the sweep.
+        journal: finished parts of the sweep are kept there, and those it already holds are not run again.
 
     Raises:
         BadInput, UnknownSite, SiteUnavailable, PromptTooLong: before any forward pass.
@@ -184,7 +186,7 @@ def path_patching(
         groups = receiver_edits(model, *sides, heads, sites, positions, freeze_mlps, memory or SENDER_MEMORY)
         values: list[np.ndarray] = []
         while some := list(islice(groups, _together(model, batch, sites, positions, memory or SENDER_MEMORY))):
-            values.append(sweep(model, batch, some, own, memory=memory, executor=executor).values)
+            values.append(sweep(model, batch, some, own, memory=memory, executor=executor, journal=journal).values)
             if progress:
                 done = index * len(heads) + sum(map(len, values))
                 progress(done, len(heads) * -(-len(pairs) // batch_size))

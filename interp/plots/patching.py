@@ -14,6 +14,7 @@ from interp.plots.template import DIVERGING, TEMPLATE
 
 if TYPE_CHECKING:
     from interp.patching.activation import PatchingResult
+    from interp.patching.eap import EdgeScores
     from interp.patching.path import PathPatchingResult
 
 AXES = {"position": "position", "head": "head", "head_position": "position", "neuron": "neuron", "layer": ""}
@@ -69,6 +70,26 @@ def path_map(result: PathPatchingResult) -> go.Figure:
     )
     figure.update_xaxes(title="head")
     figure.update_yaxes(title="layer")
+    return figure
+
+
+def edge_map(scores: EdgeScores) -> go.Figure:
+    """Heat map of edge scores, sources downwards and destinations to the right; empty where there is no edge."""
+    shape = scores.shape
+    hover = np.full(shape.edges.shape, "no edge", dtype=object)
+    for s, d in np.argwhere(shape.edges):
+        value = f"{scores.scores[s, d]:.4f} (standard error {scores.standard_errors[s, d]:.4f})"
+        hover[s, d] = f"{shape.sources[s]}->{shape.destinations[d]}<br>{value}<br>n={scores.n}"
+    figure = heat_map(
+        np.where(shape.edges, scores.scores, np.nan),
+        hover,
+        shape.sources,
+        shape.destinations,
+        title=f"{scores.method}: estimated change of {scores.metric.replace('_', ' ')} without an edge (n={scores.n})",
+        colour="change",
+    )
+    figure.update_xaxes(title="into")
+    figure.update_yaxes(title="from")
     return figure
 
 

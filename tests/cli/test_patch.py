@@ -63,6 +63,14 @@ def test_a_prompt_file_is_patched_at_its_roles(
     np.testing.assert_allclose(frame.normalised_ratio_of_means[:2], [1, 0], atol=1e-3)  # only this token differs
 
 
+def test_a_csv_of_eap_ig_is_a_task(interp: Interp, random_llama: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("clean,corrupted,correct_idx,incorrect_idx\nabc,axc,5,6\n")
+    done = interp("patch", random_llama, "--task", path, "--out", tmp_path / "run", "--json")
+    assert done.code == 0
+    assert done.json["n"] == 1
+
+
 @pytest.mark.parametrize("method", ["attribution", "ig"])
 def test_estimates_say_that_they_are(
     interp: Interp, random_llama: Path, prompts: Path, tmp_path: Path, method: str

@@ -16,7 +16,7 @@ from interp.errors import BadInput, UnreadableFile, UnsupportedArchitecture
 from interp.metrics import accuracy, kl, logit_difference
 from interp.patching.eap import EdgeScores, edge_scores
 from interp.patching.eap_graph import EdgeGraph, GraphShape, read_graph
-from tests.families import build
+from tests.families import DECODERS, build
 from tests.patching.edges_by_hand import double_llama, run
 from tests.patching.random_pairs import difference, ids, random_pairs
 
@@ -99,9 +99,11 @@ def test_eap_equals_exact_patching_where_patterns_and_norms_are_frozen(llama: nn
 
 
 FAMILIES = ["gpt2", "gpt_neox", "olmo2", "gemma2", "opt", "falcon_grouped", "gptj"]
+OTHERS = [name for name in (*DECODERS, "modernbert") if name not in (*FAMILIES, "opt_post_norm", "bitnet")]
+"""The rest, but for post-norm blocks and a family that is only found in single precision."""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_edges_out_of_a_head_add_up_to_the_head(family: str) -> None:
     """Before and after norms, in parallel blocks and with fused projections: all a head does, it does through edges."""
     model = interp.wrap(build(family, dtype=torch.float64))
@@ -169,6 +171,14 @@ def test_destinations_are_in_the_authors_order() -> None:
     parallel = GraphShape(2, 2, 8, parallel=True)
     assert parallel.edges[:, 6].sum() == 1
     assert parallel.edges.sum() < shape.edges.sum()
+
+
+def test_a_run_holds_the_scores_and_the_graph(eap: EdgeScores, tmp_path: Path) -> None:
+    run = eap.save(tmp_path / "run")
+    assert run.record.kind == "edge-scores"
+    np.testing.assert_array_equal(run.arrays["scores"], eap.scores)
+    assert run.frame.loc[0, "score"] == eap.scores.ravel()[np.abs(eap.scores).argmax()]
+    np.testing.assert_allclose(read_graph(tmp_path / "run" / "importances.pt").scores, -eap.scores, rtol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", ["json", "pt"])

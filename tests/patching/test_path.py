@@ -17,7 +17,7 @@ from interp.errors import BadInput, UnknownSite
 from interp.metrics import kl, log_probability, logit_difference
 from interp.patching.pairs import corrupted
 from interp.patching.path import PathPatchingResult, path_patching
-from interp.runs import load_run
+from interp.runs import Journal, load_run
 from tests.families import build, word_tokenizer
 from tests.patching.edges_by_hand import double_llama, run
 from tests.patching.random_pairs import difference, ids, random_pairs
@@ -231,6 +231,22 @@ def test_chunks_and_batches_change_nothing(gpt2: interp.Model, monkeypatch: pyte
     np.testing.assert_allclose(parts.values, whole.values, atol=1e-9)
     assert told[-1] == (16, 16)
     assert len(told) > 2
+
+
+def test_finished_parts_are_not_run_again(gpt2: interp.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interp.patching.path.SENDER_MEMORY", 2**15)
+    path = tmp_path / "path.journal.jsonl"
+    with Journal(path, {}) as journal:
+        whole = path_patching(gpt2, PAIRS, "q.2", journal=journal)
+    lines = path.read_text().splitlines(keepends=True)
+    kept = lines[: len(lines) // 2]
+    path.write_text("".join(kept))
+    with Journal(path, {}, resume=True) as journal:
+        resumed = path_patching(gpt2, PAIRS, "q.2", journal=journal)
+    again = path.read_text().splitlines(keepends=True)
+    assert again[: len(kept)] == kept
+    assert len(again) == len(lines) > 4
+    np.testing.assert_array_equal(resumed.values, whole.values)
 
 
 def test_the_frame_names_its_conventions_and_the_run_keeps_them(gpt2: interp.Model, tmp_path: Path) -> None:

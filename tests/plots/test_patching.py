@@ -12,6 +12,7 @@ from interp.errors import BadInput
 from interp.metrics import logit_difference
 from interp.patching.activation import activation_patching
 from interp.patching.attribution import attribution_patching
+from interp.patching.eap import edge_scores
 from interp.patching.path import path_patching
 from tests.families import build, word_tokenizer
 from tests.patching.random_pairs import random_pairs
@@ -82,6 +83,18 @@ def test_paths_are_drawn_by_layer_and_head(model: interp.Model) -> None:
     assert trace.text[0][0] == "not a sender"
     assert f"{result.effects[1, 3]:.3f}" in trace.text[1][3]
     assert "resid_post.1" in figure.layout.title.text
+
+
+def test_edges_are_drawn_from_source_to_destination(model: interp.Model) -> None:
+    scores = edge_scores(model, PAIRS, logit_difference())
+    figure = scores.plot()
+    trace = only(figure)
+    values = np.array(trace.z)
+    np.testing.assert_array_equal(np.isfinite(values), scores.shape.edges)
+    np.testing.assert_array_equal(values[scores.shape.edges], scores.scores[scores.shape.edges])
+    assert trace.text[1][-1].startswith("a0.h0->logits<br>")
+    assert trace.text[-1][0] == "no edge"
+    assert list(figure.layout.yaxis.ticktext) == scores.shape.sources
 
 
 def test_a_patch_without_any_effect_is_white(model: interp.Model) -> None:
