@@ -14,7 +14,7 @@ from interp.errors import BadInput, choose
 from interp.heads.ablation import FittedAblation, Head
 from interp.heads.fed import Fed
 from interp.heads.sharing import run_shared
-from interp.stats import bootstrap_interval, bootstrap_means
+from interp.stats import wilson_interval
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
 
@@ -92,16 +92,17 @@ class Answering:
         return np.stack([recall.exact, recall.tokens, recall.log_probability, recall.logit_difference], axis=1)
 
     def row(self, samples: np.ndarray, baseline: np.ndarray, seed: int) -> dict[str, Any]:
+        """Wilson intervals: a bootstrap of tests that all end alike has no width. The baseline is taken as it is."""
         recall, whole = Recall(*samples.T), Recall(*baseline.T)
-        low, high = bootstrap_means(samples[:, :1], seed=seed)
-        kept = bootstrap_interval(_pairs(recall.exact, whole.exact), _ratio, seed=seed) if whole.exact.any() else None
+        here = wilson_interval(int(recall.exact.sum()), len(samples))
+        before = float(whole.exact.mean()) or float("nan")
         row = {
-            "recall": float(recall.exact.mean()),
-            "low": float(low[0]),
-            "high": float(high[0]),
-            "relative": kept.estimate if kept else float("nan"),
-            "relative_low": kept.low if kept else float("nan"),
-            "relative_high": kept.high if kept else float("nan"),
+            "recall": here.estimate,
+            "low": here.low,
+            "high": here.high,
+            "relative": here.estimate / before,
+            "relative_low": here.low / before,
+            "relative_high": here.high / before,
             "token_recall": float(recall.tokens.mean()),
             "log_probability": float(recall.log_probability.mean()),
         }
@@ -159,12 +160,3 @@ def _logits(
             edits = alike if ablation is None or alike else ablation.edits(heads, group)
             wanted = list(range(-fed.decoded[group[0]], 0))
             yield group, model.run(fed.rows(group), edits=edits, logits=wanted, prefix=prefix).logits
-
-
-def _pairs(ablated: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.stack([ablated, whole], axis=1)
-
-
-def _ratio(pairs: np.ndarray) -> np.floating:
-    """Recall relative to the baseline of the same tests; 0 where the resampled baseline is 0."""
-    return np.divide(pairs[:, 0].mean(), pairs[:, 1].mean()) if pairs[:, 1].any() else np.float64(0)

@@ -2,7 +2,7 @@
 
 A study is a list of conditions (an ablation and the heads it acts on) and a measure (recall of answers, perplexity of
 text). Every row of its frame names the ablation, the attention implementation, the seed of the random heads, the number
-of samples and a paired bootstrap interval.
+of samples and an interval: Wilson's for recall, a paired bootstrap for perplexity.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def ablation_report(
     """A measurement with `heads` ablated, against as many random heads of the same layers, once for each of `seeds`.
 
     Of prompts, recall is the fraction of tests whose whole answer greedy decoding gives; of windows of a text, it is
-    perplexity. Intervals are paired bootstraps over the tests. `journal` keeps finished conditions, and those it
+    perplexity. `journal` keeps finished conditions, and those it
     already holds are not run again.
     Raises BadInput for unknown ablations, heads that are repeated, absent or none, prompts that an ablation cannot do
     without, and layers without enough other heads for the control.
