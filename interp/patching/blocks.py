@@ -72,12 +72,12 @@ class _Few:
         if isinstance(value, dict):
             return {name: self(one) for name, one in value.items()}
         if isinstance(value, ModelMask) and isinstance(value.spec, MaskSpec):
-            rows = {name: self._padding(getattr(value.spec, name)) for name in ("starts", "key_mask")}
-            return replace(value, spec=replace(value.spec, **rows))
+            spec = value.spec
+            starts = spec.starts
+            if starts is not None and len(starts) == self.total:
+                starts = starts[: self.rows]
+            return replace(value, spec=replace(spec, starts=starts, key_mask=self(spec.key_mask)))
         return value
-
-    def _padding(self, value: Tensor | None) -> Tensor | None:
-        return value[: self.rows] if value is not None and len(value) == self.total else value
 
 
 @contextmanager

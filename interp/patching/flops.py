@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from interp.patching.request import Pair, Request
+from interp.patching.request import Request
 from interp.tracing.model import Model
 
 
@@ -67,7 +67,7 @@ class Costs:
         return self.layers * self.layer(0, tokens) + logits * self.logit
 
 
-def unavoidable(request: Request, pairs: Sequence[Pair]) -> int:
+def unavoidable(request: Request) -> int:
     """One forward pass of every prompt; of every edit, the layers from its own on, positions from its first on.
 
     In the last layer, positions that no metric reads need only keys and values; logits are those the metrics use.
@@ -77,7 +77,7 @@ def unavoidable(request: Request, pairs: Sequence[Pair]) -> int:
     logits = request.logits_needed
     total = sum(costs.whole(len(row), logits) for row in request.encoded.rows)
     ends = [sorted({int(m.positions[p]) for m in request.metrics}) for p in range(request.count)]
-    for pair in pairs:
+    for pair in request.pairs:
         start, read = pair.column - offsets[pair.prompt], ends[pair.prompt]
         total += costs.edited(pair.layer, start, [position for position in read if position >= start], logits)
     return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice, takewhile
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class Plain:
     def fitting(self, budget: int) -> int:
         return max(1, budget // self._bytes)
 
-    def base(self, prompts: Sequence[int]) -> Tensor:
+    def base(self, prompts: range) -> Tensor:
         logits = self._logits(prompts, ())
         self._base = None
         if any(metric.needs_base for metric in self.request.metrics):
@@ -41,9 +42,9 @@ class Plain:
     def cost(self, pairs: Sequence[Pair]) -> int:
         return len(pairs) * self._bytes
 
-    def take(self, pairs: Sequence[Pair], budget: int) -> int:
-        same = next((i for i, pair in enumerate(pairs) if pair.group != pairs[0].group), len(pairs))
-        return max(1, min(same, budget // self._bytes))
+    def take(self, pairs: Sequence[Pair], at: int, budget: int) -> int:
+        same = takewhile(lambda pair: pair.group == pairs[at].group, islice(pairs, at, None))
+        return max(1, min(len(list(same)), budget // self._bytes))
 
     def values(self, pairs: Sequence[Pair]) -> Tensor:
         prompts = [pair.prompt for pair in pairs]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from interp.errors import BadInput, SiteUnavailable
 from interp.metrics import BoundMetric, Metric, bind
-from interp.tracing.batch import Encoded, Padded, Prompts, check_length, check_tokens, encode, pad
+from interp.tracing.batch import Encoded, Padded, Prompts, Side, check_length, check_tokens, encode, pad
 from interp.tracing.edits import Edit
 from interp.tracing.frame import Frame, Spans, check_positions
 from interp.tracing.interventions import check_donor, donor_lengths, donor_rows, selected
@@ -90,6 +91,7 @@ class Request:
             self._selections[key] = selected(edit, self.frame).cpu()
         return self._selections[key]
 
+    @cached_property
     def pairs(self) -> list[Pair]:
         """Every group with every prompt whose metrics it can change; raises BadInput for edits that select nothing."""
         width = self.frame.width
@@ -163,7 +165,7 @@ def check(
     if not groups:
         raise BadInput("a sweep needs at least one edit")
     bound = bind(metrics, encoded, prompts, model.spec.vocab)
-    side = "left" if model.parts.architecture.causal else "right"
+    side: Side = "left" if model.parts.architecture.causal else "right"
     padded = pad(encoded, 0, side, _pad_id(model), model.device, model.parts.architecture.first_position)
     every = list(dict.fromkeys(edit for group in groups for edit in group))
     make_plan(model.spec, model.refusals, (), every, batch=len(encoded.rows))

@@ -63,17 +63,17 @@ class Shared:
         self._base: Base
         self._base_values: Tensor
         self._base_logits: Tensor | None = None
-        self._prompts: tuple[int, ...] = ()
+        self._first = 0
 
     def fitting(self, budget: int) -> int:
         spec = self.request.model.spec
         kept = spec.layers * (spec.width + 2 * spec.kv_heads * spec.head_dim) * self._itemsize * self._width
         return max(1, budget // 2 // (kept + self._row_bytes(self._width)))
 
-    def base(self, prompts: Sequence[int]) -> Tensor:
-        self._prompts = tuple(prompts)
-        rows = torch.tensor(self._prompts)
-        layers = sorted({pair.layer for pair in self.request.pairs()})
+    def base(self, prompts: range) -> Tensor:
+        self._first = prompts.start
+        rows = torch.tensor(prompts)
+        layers = sorted({pair.layer for pair in self.request.pairs})
         self._base, logits = base_run(
             self.request.model, self._ids[rows], self._frame_of(rows), layers, self._columns[rows], self._tokens
         )
@@ -90,20 +90,21 @@ class Shared:
     def cost(self, pairs: Sequence[Pair]) -> int:
         return len(pairs) * self._row_bytes(self._width - min(pair.column for pair in pairs))
 
-    def take(self, pairs: Sequence[Pair], budget: int) -> int:
-        start = pairs[0].column
+    def take(self, pairs: Sequence[Pair], at: int, budget: int) -> int:
+        start = pairs[at].column
         columns = self._width - start
         tokens = CHUNK_TOKENS.get(self._ids.device.type, CHUNK_TOKENS["cuda"])
         most = min(budget // self._row_bytes(columns), tokens // columns, CHUNK_KEYS * tokens // self._width)
         most = max(1, most)
         wasted = computed = 0
-        for i, pair in enumerate(pairs[:most]):
+        here = pairs[at : at + most]
+        for i, pair in enumerate(here):
             layers = self._costs.layers - pair.layer
             wasted += layers * (pair.column - start)
             computed += layers * columns
             if wasted > WASTE * computed:
                 return max(1, i)
-        return min(most, len(pairs))
+        return len(here)
 
     def values(self, pairs: Sequence[Pair]) -> Tensor:
         stacked = sorted(range(len(pairs)), key=lambda i: (pairs[i].layer, pairs[i].group, pairs[i].prompt))
@@ -111,7 +112,7 @@ class Shared:
         prompts = torch.tensor([pair.prompt for pair in rows])
         start = min(pair.column for pair in rows)
         stack = Stack(
-            prompts=torch.tensor([self._prompts.index(pair.prompt) for pair in rows]).to(self._ids.device),
+            prompts=(prompts - self._first).to(self._ids.device),
             begins=tuple(pair.layer for pair in rows),
             ids=self._ids[prompts],
             frame=self._frame_of(prompts),

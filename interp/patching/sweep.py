@@ -122,11 +122,9 @@ def sweep(
             f"memory={memory} bytes hold nothing; give a positive number, or None for a share of what is free"
         )
     request = check(model, prompts, edits, metric)
-    pairs = request.pairs()
     chosen, reason = _executor(request, executor)
     budget = int(MEMORY_SHARE * _free_memory(model.device)) if memory is None else memory
-    values, base = Work(request, chosen, journal, progress).run(pairs, budget)
-    needed = unavoidable(request, pairs)
+    values, base = Work(request, chosen, journal, progress).run(budget)
     return SweepResult(
         values=values,
         base=base,
@@ -137,7 +135,7 @@ def sweep(
             "executor": chosen.name,
             "reason": reason,
             "flops_spent": chosen.flops,
-            "flops_unavoidable": needed,
+            "flops_unavoidable": unavoidable(request),
         },
     )
 

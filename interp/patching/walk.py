@@ -251,7 +251,7 @@ def _forward(
     with torch.no_grad(), running(model.hf), ExitStack() as stack:
         handlers = Attachment(session, model.parts, model.spec, stack).attach()
         stack.enter_context(kernel_tap(model.attention, handlers))
-        if tokens is not None:
+        if tokens is not None and model.parts.unembed is not None:
             stack.enter_context(forward_replaced(model.parts.unembed, _unembedding(model.parts.unembed, tokens)))
         try:
             return model.hf(**inputs, past_key_values=cache).logits

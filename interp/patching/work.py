@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ class Executor(Protocol):
         """How many prompts to take up at a time, so that what is kept of them fits the budget in bytes."""
         ...
 
-    def base(self, prompts: Sequence[int]) -> Tensor:
+    def base(self, prompts: range) -> Tensor:
         """Values `[metric prompt]` without edits."""
         ...
 
@@ -39,8 +40,8 @@ class Executor(Protocol):
         """Bytes that computing these pairs together takes."""
         ...
 
-    def take(self, pairs: Sequence[Pair], budget: int) -> int:
-        """How many of the leading pairs to compute together, at least one."""
+    def take(self, pairs: Sequence[Pair], at: int, budget: int) -> int:
+        """How many of the pairs from `at` on to compute together, at least one."""
         ...
 
     def values(self, pairs: Sequence[Pair]) -> Tensor:
@@ -68,8 +69,9 @@ class Work:
         self.base = np.full((metrics, request.count), np.nan)
         self.values = np.full((len(request.groups), metrics, request.count), np.nan)
 
-    def run(self, pairs: Sequence[Pair], budget: int) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, budget: int) -> tuple[np.ndarray, np.ndarray]:
         """Raises MemoryBudgetExceeded where one prompt, or one edit of it, is too much."""
+        pairs = self.request.pairs
         left = np.bincount([pair.group for pair in pairs], minlength=len(self.request.groups))
         start = 0
         while start < self.request.count:
@@ -94,7 +96,7 @@ class Work:
             count = min(self.executor.fitting(budget), self.request.count - start)
             while True:
                 prompts = range(start, start + count)
-                values = _unless_out_of_memory(lambda of=prompts: self.executor.base(of))
+                values = _unless_out_of_memory(partial(self.executor.base, prompts))
                 if values is not None:
                     break
                 if count == 1:
@@ -115,9 +117,9 @@ class Work:
                 self.executor.base(prompts)
                 self.taken_up = prompts
             while True:
-                count = self.executor.take(pairs[at:], budget)
+                count = self.executor.take(pairs, at, budget)
                 chunk = pairs[at : at + count]
-                values = _unless_out_of_memory(lambda of=chunk: self.executor.values(of))
+                values = _unless_out_of_memory(partial(self.executor.values, chunk))
                 if values is not None:
                     break
                 if count == 1:
@@ -146,7 +148,7 @@ def identity(request: Request, executor: str) -> str:
     def content(tensor: Tensor) -> str:
         if id(tensor) not in seen:
             raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            seen[id(tensor)] = hashlib.sha256(memoryview(raw.numpy())).hexdigest()
+            seen[id(tensor)] = hashlib.sha256(raw.numpy().tobytes()).hexdigest()
         return seen[id(tensor)]
 
     for group in request.groups:
