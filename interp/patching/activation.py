@@ -22,7 +22,7 @@ from interp.errors import BadInput
 from interp.heads.scores import model_record
 from interp.metrics import Metric, accuracy, kl, log_probability, logit_difference
 from interp.patching.effects import fraction_columns, mean_columns
-from interp.patching.pairs import against_clean, batches, bound, check_pairs, corrupted, measured
+from interp.patching.pairs import against_clean, batches, bound, check_pairs, corrupted, further, measured
 from interp.patching.sweep import ExecutorName, sweep
 from interp.patching.units import By, Direction, Unit, check_choices, patching_units, position_labels
 from interp.runs import Journal, Run, load_run, save_run
@@ -201,7 +201,7 @@ def activation_patching(
             memory=memory,
             executor=executor,
             journal=journal,
-            progress=_further(progress, done, len(units) * -(-len(pairs) // batch_size)),
+            progress=further(progress, done, len(units) * -(-len(pairs) // batch_size)),
         )
         parts.append(result.values)
         for kept, side in zip((clean, corrupt), sides, strict=True):
@@ -221,6 +221,7 @@ def activation_patching(
         parameters={
             "prompts": pairs.hash,
             "positions": list(positions),
+            "neurons": list(neurons),
             "executor": result.parameters["executor"],
             "reason": result.parameters["reason"],
         },
@@ -252,8 +253,3 @@ def unit_edits(unit: Unit, donor: Trace, together: Sequence[int | str]) -> tuple
     if not places:
         return (edit,)
     return (*((edit.at(positions=numbers),) if numbers else ()), *(edit.at(positions=role) for role in roles))
-
-
-def _further(progress: Callable[[int, int], None] | None, done: int, total: int) -> Callable[[int, int], None] | None:
-    """Progress within one batch of prompts, told as progress of all."""
-    return None if progress is None else lambda here, _total: progress(done + here, total)

@@ -5,10 +5,13 @@ The two differ where prompts differ in how much there is to change (Miller et al
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from interp.stats import bootstrap_means
 
+Bounds = tuple[np.ndarray, np.ndarray]
 RESAMPLES = 2_000
 BLOCK = 512
 """Units whose intervals are computed at a time; the resampled values of a unit take 16 kB."""
@@ -31,33 +34,31 @@ def fraction_columns(
     way = end - start
     moved = values - start
     differ = way != 0
-    columns: dict[str, np.ndarray] = {}
+    unknown = np.full(len(values), np.nan)
     low, high = _in_blocks(lambda block: _ratio_bounds(block, way, seed), moved)
-    ratio = moved.mean(1) / way.mean() if way.mean() != 0 else np.full(len(values), np.nan)
-    columns |= {f"{name}_ratio_of_means": ratio}
-    columns |= {f"{name}_ratio_of_means_low": low, f"{name}_ratio_of_means_high": high}
+    columns = {
+        f"{name}_ratio_of_means": moved.mean(1) / way.mean() if way.mean() != 0 else unknown,
+        f"{name}_ratio_of_means_low": low,
+        f"{name}_ratio_of_means_high": high,
+    }
     if differ.any():
         return columns | mean_columns(f"{name}_mean_of_ratios", moved[:, differ] / way[differ], seed)
-    unknown = np.full(len(values), np.nan)
     return columns | {f"{name}_mean_of_ratios{bound}": unknown for bound in ("", "_low", "_high")}
 
 
-def _ratio_bounds(moved: np.ndarray, way: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _ratio_bounds(moved: np.ndarray, way: np.ndarray, seed: int) -> Bounds:
     """Bounds of the ratio of means of every row of `moved` `[unit prompt]`, prompts resampled in pairs with `way`."""
     n = len(way)
-    if n < 2:
-        unknown = np.full(len(moved), np.nan)
-        return unknown, unknown.copy()
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     total = counts @ way
-    ratios = (counts @ moved.T)[total != 0] / total[total != 0, None]
-    if not len(ratios):
+    if n < 2 or not total.any():
         unknown = np.full(len(moved), np.nan)
-        return unknown, unknown.copy()
+        return unknown, unknown
+    ratios = (counts @ moved.T)[total != 0] / total[total != 0, None]
     low, high = np.quantile(ratios, [0.025, 0.975], axis=0)
     return low, high
 
 
-def _in_blocks(bounds, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[no-untyped-def]
+def _in_blocks(bounds: Callable[[np.ndarray], Bounds], values: np.ndarray) -> Bounds:
     parts = [bounds(values[start : start + BLOCK]) for start in range(0, len(values), BLOCK)]
     return np.concatenate([low for low, _ in parts]), np.concatenate([high for _, high in parts])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,9 @@ from interp.tasks.prompts import PromptSet
 from interp.tracing.batch import check_length, check_tokens, encode
 from interp.tracing.model import Model
 
+Progress = Callable[[int, int], None]
+"""Called with what is done and the total."""
+
 
 def corrupted(pairs: PromptSet) -> PromptSet:
     """The counterfactual's tokens under the prompts' own answers and roles, which metrics and positions refer to."""
@@ -26,8 +29,8 @@ def corrupted(pairs: PromptSet) -> PromptSet:
 def check_pairs(model: Model, pairs: PromptSet, metrics: Sequence[Metric]) -> None:
     """Refuse what cannot be patched, before anything runs.
 
-    Raises BadInput for an empty set, one without a counterfactual, a prompt that equals its own, tokens outside the
-    vocabulary and metrics that do not fit the prompts; PromptTooLong.
+    Raises BadInput for an empty set, one without a counterfactual or with the same prompts as counterfactual, tokens
+    outside the vocabulary and metrics that do not fit the prompts; PromptTooLong.
     """
     if len(pairs) == 0:
         raise BadInput("there are no prompts to patch: the prompt set is empty")
@@ -90,6 +93,11 @@ def measured(model: Model, prompts: PromptSet, metrics: Sequence[BoundMetric]) -
     places = dict.fromkeys(each.metric.position for each in metrics)
     at = {position: logits_at(model, prompts, position) for position in places}
     return torch.stack([each(at[each.metric.position]).cpu() for each in metrics]).numpy()
+
+
+def further(progress: Progress | None, done: int, total: int) -> Progress | None:
+    """Progress within a part, told as progress of the whole."""
+    return None if progress is None else lambda here, _part: progress(done + here, total)
 
 
 def differentiable(metric: Metric) -> Metric:

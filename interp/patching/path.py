@@ -29,7 +29,7 @@ from interp.heads.scores import model_record
 from interp.metrics import Metric
 from interp.patching.activation import default_metrics
 from interp.patching.effects import fraction_columns, mean_columns
-from interp.patching.pairs import against_clean, batches, bound, check_pairs, corrupted, measured
+from interp.patching.pairs import against_clean, batches, bound, check_pairs, corrupted, further, measured
 from interp.patching.senders import Head, receiver_edits
 from interp.patching.sweep import ExecutorName, sweep
 from interp.runs import Journal, Run, save_run, staged
@@ -186,10 +186,10 @@ def path_patching(
         groups = receiver_edits(model, *sides, heads, sites, positions, freeze_mlps, memory or SENDER_MEMORY)
         values: list[np.ndarray] = []
         while some := list(islice(groups, _together(model, batch, sites, positions, memory or SENDER_MEMORY))):
-            values.append(sweep(model, batch, some, own, memory=memory, executor=executor, journal=journal).values)
-            if progress:
-                done = index * len(heads) + sum(map(len, values))
-                progress(done, len(heads) * -(-len(pairs) // batch_size))
+            done = index * len(heads) + sum(map(len, values))
+            told = further(progress, done, len(heads) * -(-len(pairs) // batch_size))
+            part = sweep(model, batch, some, own, memory=memory, executor=executor, journal=journal, progress=told)
+            values.append(part.values)
         parts.append(np.concatenate(values))
         for kept, side in zip((clean, corrupt), sides, strict=True):
             kept.append(measured(model, side, bound(model, batch, own)))

@@ -134,7 +134,7 @@ def test_all_senders_into_one_set_of_receivers(
         f"path-{setting}",
         f"GPT-2 of {LAYERS} x {HEADS} heads, {PROMPTS} prompts of {TOKENS} tokens, patched at positions: {setting}",
         {"TransformerLens, one head of each layer": theirs, "ours, all heads": ours},
-        rounds=3,
+        rounds=2,
         targets=(Target("ours, all heads", HEADS / FASTER),),
     )
     report(comparison)

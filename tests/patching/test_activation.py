@@ -15,6 +15,7 @@ import interp
 from interp.errors import BadInput, SiteUnavailable, UnknownSite
 from interp.metrics import kl, log_probability, logit_difference
 from interp.patching.activation import PatchingResult, activation_patching
+from interp.patching.effects import fraction_columns
 from tests.families import build, word_tokenizer
 from tests.patching.random_pairs import difference, ids, random_pairs
 
@@ -223,3 +224,38 @@ def test_prompts_of_unequal_length_are_patched_from_the_end(gpt2: interp.Model) 
     edit = interp.patch("resid_pre.1", donor).at(positions=-1)
     logits = gpt2.run([list(ragged.counterfactual.tokens[0])], edits=edit).logits
     np.testing.assert_allclose(result.values[1, 0, 0], difference(logits, ragged[:1]).item(), atol=1e-4)
+
+
+def test_the_two_ratios_differ_only_where_prompts_differ_in_what_there_is_to_change() -> None:
+    rng = np.random.default_rng(0)
+    values, start = rng.normal(size=(5, 40)), rng.normal(size=40)
+    same = fraction_columns("x", values, start, start + 2.0)
+    for bound in ("", "_low", "_high"):
+        np.testing.assert_allclose(same[f"x_ratio_of_means{bound}"], same[f"x_mean_of_ratios{bound}"], atol=1e-12)
+    np.testing.assert_allclose(same["x_ratio_of_means"], (values - start).mean(1) / 2)
+    uneven = fraction_columns("x", values, start, start + rng.uniform(0.5, 4, size=40))
+    assert np.abs(uneven["x_ratio_of_means"] - uneven["x_mean_of_ratios"]).min() > 1e-3
+    assert (uneven["x_ratio_of_means_low"] < uneven["x_ratio_of_means"]).all()
+    assert (uneven["x_ratio_of_means"] < uneven["x_ratio_of_means_high"]).all()
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(1)
+    way = rng.uniform(1, 3, size=(200, 30))
+    moved = 0.5 * way + rng.normal(size=way.shape)
+    columns = [
+        fraction_columns("x", row[None], np.zeros(30), ways, seed=i)
+        for i, (row, ways) in enumerate(zip(moved, way, strict=True))
+    ]
+    held = [c["x_ratio_of_means_low"][0] < 0.5 < c["x_ratio_of_means_high"][0] for c in columns]
+    assert 0.88 < np.mean(held) < 0.99
+
+
+def test_a_ratio_without_a_way_to_go_is_unknown() -> None:
+    nothing = fraction_columns("x", np.ones((2, 3)), np.zeros(3), np.zeros(3))
+    assert all(np.isnan(column).all() for column in nothing.values())
+    single = fraction_columns("x", np.ones((2, 1)), np.zeros(1), np.full(1, 2.0))
+    assert (single["x_ratio_of_means"] == 0.5).all()
+    assert np.isnan(single["x_ratio_of_means_low"]).all()
+    some = fraction_columns("x", np.ones((2, 3)), np.zeros(3), np.array([0.0, 2.0, 4.0]))
+    np.testing.assert_allclose(some["x_mean_of_ratios"], 0.375)  # the mean over the prompts that have one
