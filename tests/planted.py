@@ -6,11 +6,16 @@ numbers in every embedding make the layer norms the same division for all tokens
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from interp.tasks.ioi import POCKET
+from interp.tasks.vocabulary import vocabulary
 
 LOUD = 100.0
 SHARP = 40.0
@@ -114,3 +119,60 @@ def induction_model(vocab: int = 32, positions: int = 64) -> GPT2LMHeadModel:
         n_heads=2,
         vocab=vocab,
     )
+
+
+NAMES = ("Mary", "John", "Alice", "Robert", "Emma", "James", "Laura", "David")
+
+
+def ioi_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words of the bundled model's IOI sentences; the names come last."""
+    words = vocabulary()
+    text = " ".join(POCKET).format(first="", second="", subject="", place="", object="a an")
+    others = re.findall(r"\w+|[,.]", text)
+    listed = dict.fromkeys(["<unk>", *others, *words.places, *words.objects, *NAMES])
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(listed)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def ioi_model(vocab: int) -> GPT2LMHeadModel:
+    """A circuit for IOI over a vocabulary whose last tokens are NAMES; every other head is 0.
+
+    0.1 duplicate token: at a repeated name, notes that name. 1.2 inhibition: carries the noted name to the end.
+    2.0 mover: copies the name that is not inhibited. 2.3 negative mover: writes against it, three tenths as much.
+    """
+    n, positions, dim = len(NAMES), 24, 96
+    slots = Slots(4 * dim, dim, token=vocab, position=positions, noted=n, inhibited=n, out=vocab)
+    name = torch.zeros(vocab, n)
+    name[vocab - n :] = torch.eye(n)
+    always, first = torch.ones(positions, 1), torch.zeros(positions, 1)
+    first[0] = 0.5  # where to look when there is nothing to see
+    any_name = torch.ones(n, 1)
+
+    def constant(at: int) -> Tensor:
+        return slots.read("position", always, at)
+
+    own = torch.eye(positions)
+    duplicate = Head(
+        q=slots.read("token", name) + slots.read("position", own, n) + constant(n + positions),
+        k=slots.read("token", name)
+        + slots.read("position", -2 * own, n)
+        + slots.read("position", first, n + positions),
+        v=slots.read("token", name),
+        o=slots.write("noted"),
+    )
+    inhibition = Head(
+        q=constant(0),
+        k=slots.read("noted", any_name) + slots.read("position", first),
+        v=slots.read("noted"),
+        o=slots.write("inhibited"),
+    )
+    names = slots.read("token", name @ any_name) + slots.read("token", -2 * name, 1) + slots.read("position", first)
+    here = constant(0) + slots.read("inhibited", 1.0, 1)
+    heads = {(0, 1): duplicate, (1, 2): inhibition}
+    for place, strength in (((2, 0), 10.0), ((2, 3), -3.0)):
+        said = torch.zeros(dim, slots.width)
+        start, size = slots.start["out"]
+        said[:n, start + size - n : start + size] = strength * torch.eye(n)
+        heads[place] = Head(here, names, slots.read("token", name), said)
+    return plant(slots, heads, layers=3, n_heads=4, vocab=vocab)

@@ -20,6 +20,7 @@ from interp.circuits.knockout import Knockout
 from interp.errors import BadInput
 from interp.heads.ablation import Head, check_heads
 from interp.heads.scores import model_record
+from interp.patching.effects import fraction_columns
 from interp.stats import Interval, bootstrap_interval
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def _completeness(
 def _minimality(
     measure: _Measure, circuit: Circuit, rng: np.random.Generator, subsets: int, full: float
 ) -> pd.DataFrame:
-    own = frozenset(circuit.heads)
+    own, none = frozenset(circuit.heads), frozenset[Head]()
     trials: list[tuple[Head, str, Heads]] = []
     for head in circuit.heads:
         mates = circuit.classes.get(circuit.roles.get(head, ""), ())
@@ -220,7 +221,7 @@ def _minimality(
         trials.append((head, "nothing", frozenset()))
         trials += [(head, "its class", without(mates, {head}))] if len(mates) > 1 else []
         trials += [(head, f"random {i}", _half(rng, rest)) for i in range(subsets)]
-    values = measure([without(own, k | extra) for head, _, k in trials for extra in (frozenset(), {head})]).mean(1)
+    values = measure([without(own, k | extra) for head, _, k in trials for extra in (none, {head})]).mean(1)
     effects = values.reshape(-1, 2)
     frame = pd.DataFrame(
         {
@@ -288,14 +289,18 @@ class FaithfulnessCurve:
     @property
     def frame(self) -> pd.DataFrame:
         """One row a size: heads, share, logit difference, faithfulness with its interval over prompts, n."""
-        rows = []
-        for size, share, values, f in zip(self.sizes, self.share, self.values, self.faithfulness, strict=True):
-            columns = np.stack([values - self.values[0], self.values[-1] - self.values[0]], 1)
-            interval = bootstrap_interval(columns, _ratio, resamples=500, seed=self.seed)
-            bounds = {"low": interval.low, "high": interval.high, "n": interval.n}
-            row = {"heads": size, "share": share, "logit_difference": values.mean(), "faithfulness": f}
-            rows.append({**row, **bounds})
-        return pd.DataFrame(rows)
+        f = fraction_columns("f", self.values, self.values[0], self.values[-1], self.seed)
+        return pd.DataFrame(
+            {
+                "heads": self.sizes,
+                "share": self.share,
+                "logit_difference": self.values.mean(1),
+                "faithfulness": self.faithfulness,
+                "low": f["f_ratio_of_means_low"],
+                "high": f["f_ratio_of_means_high"],
+                "n": self.values.shape[1],
+            }
+        )
 
     def plot(self) -> go.Figure:
         """f over the share of heads, with 1 as the aim."""

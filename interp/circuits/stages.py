@@ -25,6 +25,7 @@ from interp.heads.scores import model_record
 from interp.metrics import logit_difference
 from interp.patching.path import PathPatchingResult, path_patching
 from interp.runs import Run, save_run
+from interp.stats import Interval, bootstrap_interval
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
 
@@ -119,6 +120,16 @@ class Discovery:
         return f"Discovery({self.task} on {self.model['name']}: {found})"
 
     @property
+    def contrast(self) -> Interval:
+        """Mean logit difference of the clean prompts minus that of the corrupted ones, with its interval.
+
+        Effects are shares of it: where it may be 0, the model does not tell the two apart and effects are noise.
+        """
+        patched = self.stages[0].patched
+        assert patched is not None
+        return bootstrap_interval(patched.clean[0] - patched.corrupted[0], seed=self.seed)
+
+    @property
     def roles(self) -> dict[Head, str]:
         """The role of every head that has one; of a head that several stages found, the first."""
         found: dict[Head, str] = {}
@@ -189,6 +200,7 @@ class Discovery:
             parameters={
                 "task": self.task,
                 "accuracy": self.accuracy,
+                "contrast": str(self.contrast),
                 "roles": {role: [list(head) for head in heads] for role, heads in self.by_role.items()},
                 **self.parameters,
             },

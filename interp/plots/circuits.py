@@ -6,7 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import qualitative
 from plotly.subplots import make_subplots
+
+from interp.circuits.evaluation import FaithfulnessCurve
+from interp.circuits.reuse import CircuitReuse
+from interp.circuits.stages import Discovery
 
 
 def role_maps(scores: Mapping[str, np.ndarray], title: str = "") -> go.Figure:
@@ -25,3 +30,122 @@ def role_maps(scores: Mapping[str, np.ndarray], title: str = "") -> go.Figure:
         coloraxis={"colorscale": "Blues", "cmin": 0, "cmax": 1},
     )
     return figure
+
+
+def circuit_graph(discovery: Discovery) -> go.Figure:
+    """Heads with roles by layer, coloured by role, an edge from every head to those whose inputs it was found to feed.
+
+    Line widths and dot sizes grow with the effect of the stage that found the head.
+    """
+    places = _places(discovery)
+    figure = go.Figure()
+    for result in discovery.stages:
+        for head in result.found:
+            effect = abs(float(result.effects[head]))
+            for target in result.receivers or ("logits",):
+                if target == head or target not in places:
+                    continue
+                (x0, y0), (x1, y1) = places[head], places[target]
+                figure.add_trace(
+                    go.Scatter(
+                        x=[x0, x1],
+                        y=[y0, y1],
+                        mode="lines",
+                        line={"color": "lightgray", "width": 1 + 12 * min(effect, 1)},
+                        hoverinfo="skip",
+                        showlegend=False,
+                    )
+                )
+    palette = dict(zip(discovery.by_role, qualitative.Safe * 3, strict=False))
+    for role, heads in discovery.by_role.items():
+        own = [head for head in heads if discovery.roles[head] == role]
+        figure.add_trace(
+            go.Scatter(
+                x=[places[head][0] for head in own],
+                y=[places[head][1] for head in own],
+                mode="markers+text",
+                name=role,
+                text=[f"{layer}.{head}" for layer, head in own],
+                textposition="middle right",
+                marker={"color": palette[role], "size": [12 + 30 * min(discovery.scores[head], 1) for head in own]},
+                hovertext=[f"{role}: effect {discovery.scores[head]:.3f}" for head in own],
+                hoverinfo="text",
+            )
+        )
+    x, y = places["logits"]
+    figure.add_trace(
+        go.Scatter(
+            x=[x],
+            y=[y],
+            mode="markers+text",
+            text=["logits"],
+            textposition="top center",
+            marker={"symbol": "square", "color": "black", "size": 12},
+            showlegend=False,
+        )
+    )
+    figure.update_layout(
+        title=f"{discovery.task} circuit of {discovery.model['name']}",
+        template="plotly_white",
+        xaxis={"visible": False},
+        yaxis={"title": "layer", "dtick": max(1, discovery.model["layers"] // 16), "zeroline": False},
+    )
+    return figure
+
+
+def _places(discovery: Discovery) -> dict[object, tuple[float, float]]:
+    """Where every head with a role and the logits stand: layers upwards, the heads of a layer spread evenly."""
+    places: dict[object, tuple[float, float]] = {"logits": (0.5, float(discovery.model["layers"]))}
+    for layer in range(discovery.model["layers"]):
+        heads = sorted(head for head in discovery.roles if head[0] == layer)
+        places |= {head: ((i + 1) / (len(heads) + 1), float(layer)) for i, head in enumerate(heads)}
+    return places
+
+
+def faithfulness_plot(curve: FaithfulnessCurve) -> go.Figure:
+    """Faithfulness over the share of heads kept, with its interval; the whole model is at 1."""
+    frame = curve.frame
+    figure = go.Figure(_band(frame["share"], frame["low"], frame["high"]))
+    hover = "%{customdata} heads: %{y:.3f}<extra></extra>"
+    figure.add_trace(
+        go.Scatter(
+            x=frame["share"],
+            y=frame["faithfulness"],
+            customdata=frame["heads"],
+            mode="lines+markers",
+            hovertemplate=hover,
+            showlegend=False,
+        )
+    )
+    figure.add_hline(y=1, line_dash="dot", line_color="gray")
+    figure.update_layout(
+        title=f"faithfulness on {curve.model['name']}: CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}",
+        xaxis_title="share of heads kept",
+        yaxis_title="faithfulness",
+        template="plotly_white",
+    )
+    return figure
+
+
+def threshold_curve(reuse: CircuitReuse) -> go.Figure:
+    """Overlap of two circuits over the share of heads that each stage takes in, with its interval."""
+    frame = reuse.frame
+    figure = go.Figure(_band(frame["share"], frame["overlap_low"], frame["overlap_high"]))
+    for name in ("overlap", "jaccard"):
+        hover = f"{name} %{{y:.3f}} at the top %{{x:.0%}}<extra></extra>"
+        figure.add_trace(
+            go.Scatter(x=frame["share"], y=frame[name], name=name, mode="lines+markers", hovertemplate=hover)
+        )
+    figure.update_layout(
+        title=f"heads shared by {reuse.a.task} and {reuse.b.task} on {reuse.a.model['name']}",
+        xaxis={"title": "share of heads taken at each stage", "tickformat": ".0%"},
+        yaxis={"title": "shared over union", "range": [0, 1]},
+        template="plotly_white",
+    )
+    return figure
+
+
+def _band(x: object, low: object, high: object) -> list[go.Scatter]:
+    """An interval as a shaded band."""
+    line = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    return [go.Scatter(x=x, y=low, **line), go.Scatter(x=x, y=high, fill="tonexty", opacity=0.2, **line)]

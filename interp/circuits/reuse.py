@@ -1,0 +1,201 @@
+"""Which heads two tasks share, and whether heads of one repair the other (Merullo et al. 2024, arXiv:2310.08744).
+
+A head is in a task's circuit when it is among the strongest share of heads of some stage (2 % in the paper). How much
+two circuits share depends on that share, so every one of several is reported, with intervals over prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from interp.circuits.stages import Discovery
+from interp.errors import BadInput
+from interp.heads.ablation import Head
+from interp.runs import Run, save_run
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+PUBLISHED_SHARE = 0.02
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25)
+"""Shares of all heads that a stage puts into the circuit."""
+RESAMPLES = 1_000
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CircuitReuse:
+    """What two discoveries on one model share. `frame` has a row for every share of heads, `agreement` one a role."""
+
+    a: Discovery
+    b: Discovery
+    frame: pd.DataFrame
+    agreement: pd.DataFrame
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        row = self.frame.iloc[(self.frame["share"] - PUBLISHED_SHARE).abs().argmin()]
+        overlap = f"{row.overlap:.2f} [{row.overlap_low:.2f}, {row.overlap_high:.2f}]"
+        names = f"{self.a.task} and {self.b.task} on {self.a.model['name']}"
+        return f"CircuitReuse({names}: overlap {overlap} at the top {row.share:.0%} of each stage)"
+
+    def heads(self, share: float = PUBLISHED_SHARE) -> tuple[frozenset[Head], frozenset[Head]]:
+        """The heads of both circuits at a share."""
+        return in_circuit(self.a, share), in_circuit(self.b, share)
+
+    def plot(self) -> go.Figure:
+        """Overlap by share of heads, with its interval."""
+        from interp.plots.circuits import threshold_curve
+
+        return threshold_curve(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self!r}</p>{self.frame.to_html(index=False)}{self.agreement.to_html(index=False)}"
+
+    def save(self, path: str | Path, started: datetime | None = None, **files: Any) -> Run:
+        """Write a run folder; `agreement.parquet` lies beside the table. Raises UnwritableOutput."""
+        effects = {f"{d.task}.{r.stage.name}": r.effects for d in (self.a, self.b) for r in d.stages}
+        return save_run(
+            path,
+            kind="circuit-reuse",
+            parameters=self.parameters,
+            model=self.a.model,
+            seed=self.seed,
+            frame=self.frame,
+            arrays=effects,
+            files={"agreement.parquet": self.agreement.to_parquet, **files},
+            started=started,
+        )
+
+
+def circuit_reuse(
+    a: Discovery, b: Discovery, shares: Sequence[float] = SHARES, *, resamples: int = RESAMPLES, seed: int = 0
+) -> CircuitReuse:
+    """Overlap of the circuits of two tasks at every share of heads.
+
+    overlap: shared heads over the union, whichever stages they come from. jaccard: the same of pairs (stage, head), so
+    that a head counts as shared only where it does so in the same stage. Intervals resample the prompts of both tasks;
+    the receivers of later stages stay those that were found.
+
+    Raises BadInput for discoveries on different models and shares outside (0, 1].
+    """
+    if a.model["fingerprint"] != b.model["fingerprint"]:
+        raise BadInput(f"the circuits are of different models: {a.model['name']} and {b.model['name']}")
+    for share in shares:
+        if not 0 < share <= 1:
+            raise BadInput(f"a share of {share} of the heads cannot be in a circuit: shares lie between 0 and 1")
+    rng = np.random.default_rng(seed)
+    names = tuple(dict.fromkeys(result.stage.name for each in (a, b) for result in each.stages))
+    moved = [_moved(each, names) for each in (a, b)]
+    means = [np.abs(each.mean(0))[None] for each in moved]
+    drawn = [_resampled(each, resamples, rng) for each in moved]
+    rows = []
+    for share in shares:
+        once, again = ([strongest(effects, share) for effects in both] for both in (means, drawn))
+        first, second = (in_circuit(each, share) for each in (a, b))
+        row: dict[str, Any] = {"share": share, "per_stage": _count(share, moved[0].shape[-1])}
+        row |= _with_bounds("overlap", _jaccard(*map(_heads, once)), _jaccard(*map(_heads, again)))
+        row |= _with_bounds("jaccard", _jaccard(*map(_pairs, once)), _jaccard(*map(_pairs, again)))
+        row |= {"shared": len(first & second), "union": len(first | second), "which": _named(first & second)}
+        rows.append({**row, "n_a": len(moved[0]), "n_b": len(moved[1])})
+    return CircuitReuse(
+        a,
+        b,
+        pd.DataFrame(rows),
+        role_agreement(a, b),
+        parameters={
+            "tasks": [a.task, b.task],
+            "prompts": [a.parameters["prompts"], b.parameters["prompts"]],
+            "accuracies": [a.accuracy, b.accuracy],
+            "resamples": resamples,
+        },
+        seed=seed,
+    )
+
+
+def in_circuit(discovery: Discovery, share: float = PUBLISHED_SHARE) -> frozenset[Head]:
+    """The heads among the strongest `share` (at least one) of some stage, by absolute effect."""
+    names = tuple(result.stage.name for result in discovery.stages)
+    chosen = strongest(np.abs(_moved(discovery, names).mean(0)), share).any(0)
+    return frozenset(divmod(int(i), int(discovery.model["heads"])) for i in np.flatnonzero(chosen))
+
+
+def strongest(effects: np.ndarray, share: float) -> np.ndarray:
+    """Which of `effects` `[… head]` are among the largest `share` of the heads; no effect at all never is."""
+    order = np.argsort(-effects, axis=-1, kind="stable")[..., : _count(share, effects.shape[-1])]
+    chosen = np.zeros(effects.shape, dtype=bool)
+    np.put_along_axis(chosen, order, True, axis=-1)
+    return chosen & (effects > 0)
+
+
+def role_agreement(a: Discovery, b: Discovery) -> pd.DataFrame:
+    """One row a role that a head has in either task: the heads that have it in each, and shared over union."""
+    first, second = a.by_role, b.by_role
+    rows = []
+    for role in dict.fromkeys([*first, *second]):
+        here, there = set(first.get(role, ())), set(second.get(role, ()))
+        both, either = here & there, here | there
+        rows.append(
+            {
+                "role": role,
+                a.task: _named(here),
+                b.task: _named(there),
+                "shared": len(both),
+                "union": len(either),
+                "agreement": len(both) / len(either),
+            }
+        )
+    return pd.DataFrame(rows, columns=["role", a.task, b.task, "shared", "union", "agreement"])
+
+
+def _moved(discovery: Discovery, names: Sequence[str]) -> np.ndarray:
+    """How far every path of these stages moves every prompt's logit difference, `[prompt stage head]`; else 0."""
+    n = discovery.parameters["n"]
+    grid = np.zeros((n, len(names), discovery.scores.size))
+    for result in discovery.stages:
+        if result.patched is not None:
+            grid[:, names.index(result.stage.name)] = result.moved[0].reshape(n, -1)
+    return grid
+
+
+def _resampled(moved: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Absolute mean effects over prompts drawn again, `[resample stage head]`; all stages see the same draw."""
+    n = len(moved)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+    return np.abs(np.tensordot(counts, moved, axes=1)) / n
+
+
+def _count(share: float, heads: int) -> int:
+    return max(1, round(share * heads))
+
+
+def _heads(chosen: np.ndarray) -> np.ndarray:
+    """`[draw stage head]` to `[draw head]`: a head is a member whichever stage it comes from."""
+    return np.asarray(chosen.any(1))
+
+
+def _pairs(chosen: np.ndarray) -> np.ndarray:
+    """`[draw stage head]` with every pair of stage and head as a member of its own."""
+    return chosen.reshape(len(chosen), -1)
+
+
+def _jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Shared members over the union, `[draw member]` to `[draw]`; NaN where both are empty."""
+    union = (a | b).sum(-1)
+    return np.divide((a & b).sum(-1), union, out=np.full(len(union), np.nan), where=union > 0)
+
+
+def _with_bounds(name: str, once: np.ndarray, again: np.ndarray) -> dict[str, float]:
+    low, high = np.nanquantile(again, [0.025, 0.975])
+    return {name: float(once[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def _named(heads: Iterable[Head]) -> str:
+    return " ".join(f"{layer}.{head}" for layer, head in sorted(heads))

@@ -1,0 +1,247 @@
+"""`interp circuit`: the circuits behind IOI and coloured objects, and what the two share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from interp.cli.circuit_options import (
+    Attend,
+    ColorStyle,
+    Copy,
+    Effect,
+    IOIStyle,
+    Prompts,
+    RandomCircuits,
+    Reference,
+    Size,
+    Test,
+    To,
+    discovered,
+    is_bundled,
+)
+from interp.cli.console import emit, out, progress, say, show_facts, show_frame
+from interp.cli.models import load_model
+from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
+from interp.cli.reuse import reuse
+from interp.errors import BadInput
+from interp.runs import require_free
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.circuits.evaluation import CircuitEvaluation, FaithfulnessCurve
+    from interp.circuits.knockout import Knockout
+    from interp.circuits.stages import Discovery
+    from interp.tasks.prompts import PromptSet
+
+app = typer.Typer(
+    help="Find the circuit behind a task, measure how well it explains it, compare two.", no_args_is_help=True
+)
+
+app.command("reuse")(reuse)
+
+SCOPES = ("end", "everywhere")
+"""Where heads outside the circuit are knocked out: at the last position, and at every one."""
+Evaluations = dict[str, "tuple[CircuitEvaluation, FaithfulnessCurve]"]
+
+
+@app.command()
+def ioi(
+    model: ModelName,
+    prompts: Prompts = 100,
+    test: Test = 64,
+    order: Annotated[Literal["ABBA", "BABA", "mixed"], typer.Option(help="Who is named first.")] = "mixed",
+    style: IOIStyle = None,
+    size: Size = None,
+    random: RandomCircuits = 20,
+    reference: Reference = None,
+    effect: Effect = 0.02,
+    attention_at_least: Attend = 0.3,
+    copy: Copy = 0.5,
+    to: To = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+    attention: Attention = None,
+    revision: Revision = None,
+    json: Json = False,
+) -> None:
+    """Find the circuit of indirect object identification by path patching, stage by stage, and evaluate it."""
+    if to is not None:
+        require_free(to)
+    from interp.circuits.ioi import REFERENCE, ioi_circuit, ioi_knockout
+    from interp.circuits.stages import Thresholds
+    from interp.tasks.ioi import ioi_prompts
+
+    started = datetime.now(timezone.utc)
+    loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
+    chosen = style or ("pocket" if is_bundled(loaded) else "general")
+
+    def draw(n: int, seed: int) -> PromptSet:
+        return ioi_prompts(loaded.tokenizer, n, seed, order=order, style=chosen, corruption="ABC")
+
+    def knockout(at: str | None) -> Knockout:
+        return ioi_knockout(
+            loaded,
+            draw(test, seed + 1),
+            reference=reference or REFERENCE,
+            style=chosen,
+            order=order,
+            at=at,
+            seed=seed + 2,
+        )
+
+    thresholds = Thresholds(effect, attention_at_least, copy)
+    found = discovered(ioi_circuit, loaded, draw(prompts, seed), thresholds, seed)
+    _report(found, knockout if test else None, size, random, to, started, json, {"style": chosen, "order": order})
+
+
+@app.command("colored-objects")
+def colored_objects(
+    model: ModelName,
+    prompts: Prompts = 100,
+    test: Test = 64,
+    style: ColorStyle = None,
+    size: Size = None,
+    random: RandomCircuits = 20,
+    reference: Reference = None,
+    effect: Effect = 0.02,
+    attention_at_least: Attend = 0.3,
+    copy: Copy = 0.5,
+    to: To = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+    attention: Attention = None,
+    revision: Revision = None,
+    json: Json = False,
+) -> None:
+    """Find the circuit that answers what colour an object has, by the stages of IOI, and evaluate it."""
+    if to is not None:
+        require_free(to)
+    from interp.circuits.colored_objects import REFERENCE, colored_objects_circuit, colored_objects_knockout
+    from interp.circuits.stages import Thresholds
+    from interp.tasks.colored_objects import colored_object_prompts
+
+    started = datetime.now(timezone.utc)
+    loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
+    chosen = style or ("lower" if is_bundled(loaded) else "title")
+
+    def draw(n: int, seed: int) -> PromptSet:
+        return colored_object_prompts(loaded.tokenizer, n, seed, style=chosen)
+
+    def knockout(at: str | None) -> Knockout:
+        fresh = draw(test, seed + 1)
+        return colored_objects_knockout(
+            loaded, fresh, reference=reference or REFERENCE, style=chosen, at=at, seed=seed + 2
+        )
+
+    thresholds = Thresholds(effect, attention_at_least, copy)
+    found = discovered(colored_objects_circuit, loaded, draw(prompts, seed), thresholds, seed)
+    _report(found, knockout if test else None, size, random, to, started, json, {"style": chosen})
+
+
+def _report(
+    found: Discovery,
+    knockout: Callable[[str | None], Knockout] | None,
+    size: int | None,
+    random: int,
+    to: Path | None,
+    started: datetime,
+    json: bool,
+    about: dict[str, Any],
+) -> None:
+    """Evaluate, save and show."""
+    size = size or max(1, found.scores.size // 4)
+    evaluations: Evaluations = {}
+    if knockout is not None:
+        for scope in SCOPES:
+            if (made := _evaluated(found, knockout, scope, size, random)) is not None:
+                evaluations[scope] = made
+    if to is not None:
+        found.save(to, started, **_tables(evaluations))
+    if json:
+        emit(
+            {
+                "run": None if to is None else str(to),
+                "task": found.task,
+                "model": found.model,
+                "accuracy": found.accuracy,
+                "contrast": vars(found.contrast),
+                "parameters": {**found.parameters, **about, "size": size, "seed": found.seed},
+                "roles": found.by_role,
+                "evaluations": {scope: _record(*made) for scope, made in evaluations.items()},
+                "heads": found.frame.to_dict("records"),
+            }
+        )
+        return
+    _show(found, evaluations, to)
+
+
+def _evaluated(
+    found: Discovery, knockout: Callable[[str | None], Knockout], scope: str, size: int, random: int
+) -> tuple[CircuitEvaluation, FaithfulnessCurve] | None:
+    """The circuit of a scope and the curve of all heads, or None where there is no circuit or nothing to explain."""
+    from interp.circuits.evaluation import evaluate_circuit, faithfulness_curve
+
+    at = None if scope == "everywhere" else scope
+    try:
+        circuit = found.circuit(size, at)
+    except BadInput as error:
+        say(f"Not evaluated {scope}: {error}")
+        return None
+    outside = knockout(at)
+    with progress(f"evaluating {scope}") as report:
+        evaluation = evaluate_circuit(outside, circuit, random=random, seed=found.seed, progress=report)
+        return evaluation, faithfulness_curve(outside, found.scores, seed=found.seed, progress=report)
+
+
+def _parts(evaluation: CircuitEvaluation, curve: FaithfulnessCurve) -> dict[str, pd.DataFrame]:
+    """Everything that was measured, by name."""
+    return {
+        "numbers": evaluation.frame,
+        "random": evaluation.random,
+        "completeness": evaluation.completeness,
+        "minimality": evaluation.minimality,
+        "curve": curve.frame,
+    }
+
+
+def _record(evaluation: CircuitEvaluation, curve: FaithfulnessCurve) -> dict[str, Any]:
+    """What `--json` says of one scope."""
+    tables = {name: table.to_dict("records") for name, table in _parts(evaluation, curve).items()}
+    areas = {"cpr": curve.cpr, "cmd": curve.cmd}
+    return {**evaluation.summary(), **areas, "parameters": evaluation.parameters, **tables}
+
+
+def _tables(evaluations: Evaluations) -> dict[str, Any]:
+    """The files of a run: a table for every scope and measurement."""
+    return {
+        f"{scope}-{name}.parquet": table.to_parquet
+        for scope, made in evaluations.items()
+        for name, table in _parts(*made).items()
+    }
+
+
+def _show(found: Discovery, evaluations: Evaluations, to: Path | None) -> None:
+    roles = {role: " ".join(f"{a}.{b}" for a, b in heads) for role, heads in found.by_role.items()}
+    facts = {"accuracy": f"{found.accuracy:.3f}", "contrast": found.contrast}
+    show_facts(f"{found.task} circuit of {found.model['name']}", {**facts, **(roles or {"roles": "none found"})})
+    for stage, part in found.frame.groupby("stage", sort=False):
+        show_frame(f"stage: {stage}", part.dropna(axis=1, how="all").drop(columns="stage").head(8))
+    for scope, (evaluation, curve) in evaluations.items():
+        name = f"{len(evaluation.circuit.heads)} heads ({evaluation.circuit})"
+        areas = f"CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}"
+        show_frame(f"{name}, others knocked out {scope}; {areas}", evaluation.frame)
+        if len(evaluation.random):
+            kept = evaluation.random["kept"]
+            out.print(f"Random circuits keep {kept.mean():.3f} on average, {kept.max():.3f} at most.", markup=False)
+        show_frame("completeness", evaluation.completeness)
+        show_frame("minimality", evaluation.minimality)
+    if to is not None:
+        out.print(f"Run: {to}", markup=False, highlight=False, soft_wrap=True)

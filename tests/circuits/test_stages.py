@@ -1,0 +1,122 @@
+"""Staged discovery: finds the circuit that was written by hand, with the effects that its weights imply."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import interp
+from interp.circuits.colored_objects import colored_objects_circuit
+from interp.circuits.ioi import STAGES, ioi_circuit
+from interp.circuits.stages import Thresholds
+from interp.errors import BadInput
+from interp.runs import load_run
+from interp.tasks.colored_objects import colored_object_prompts
+from tests.planted import ioi_model
+
+
+def test_the_planted_circuit_is_found_with_every_role(found):
+    assert found.accuracy == 1
+    assert found.by_role == {
+        "mover": ((2, 0),),
+        "negative mover": ((2, 3),),
+        "inhibition": ((1, 2),),
+        "duplicate token": ((0, 1),),
+    }
+    assert set(found.circuit().heads) == {(2, 0), (2, 3), (1, 2), (0, 1)}
+    assert found.circuit().roles[1, 2] == "inhibition"
+
+
+def test_effects_are_what_the_planted_weights_imply(found):
+    movers, inhibition, repetition, previous = found.stages
+    # the mover writes 10, its opposite -3, of a difference of 7 that p_ABC takes to 0
+    assert found.contrast.estimate == pytest.approx(7, abs=0.05)
+    assert movers.effects[2, 0] == pytest.approx(10 / 7, abs=0.01)
+    assert movers.effects[2, 3] == pytest.approx(-3 / 7, abs=0.01)
+    assert inhibition.receivers == ((2, 0), (2, 3))
+    assert repetition.receivers == ((1, 2),)
+    assert previous.patched is None
+    assert previous.found == {}
+    others = np.ones((3, 4), dtype=bool)
+    others[[2, 2], [0, 3]] = False
+    assert np.abs(movers.effects[others]).max() < 1e-3
+
+
+def test_a_head_that_attends_elsewhere_or_does_not_copy_gets_no_role(planted, abc):
+    hf = ioi_model(planted.spec.vocab)
+    width, dim = hf.config.n_embd, hf.config.n_embd // 4
+    # the mover now looks at the inhibited name, so that it writes the subject: negative, but no name is written against
+    for start in (0, 3 * dim):
+        keys = hf.transformer.h[2].attn.c_attn.weight.data[:, width + start : width + start + dim]
+        keys[:, 1:] *= -1
+    turned = ioi_circuit(interp.wrap(hf, planted.tokenizer), abc)
+    assert turned.accuracy == 0
+    assert turned.stages[0].effects[2, 0] == pytest.approx(10 / 7, abs=0.05)
+    assert (2, 0) not in turned.roles
+    assert not ({"mover", "negative mover"} & set(turned.by_role))
+
+
+def test_thresholds_decide_which_heads_count(planted, abc, found):
+    strict = ioi_circuit(planted, abc, thresholds=Thresholds(effect=1.0))
+    assert "negative mover" not in strict.by_role
+    assert set(strict.circuit().heads) == {(2, 0), (0, 1), (1, 2)}
+    assert found.circuit(size=2).heads == ((2, 0), (0, 1))
+    assert set(found.circuit(at="end").heads) == {(2, 0), (1, 2), (2, 3)}
+    with pytest.raises(BadInput, match="attention=1.5 is not a share"):
+        Thresholds(attention=1.5)
+    with pytest.raises(BadInput, match="no head .* reaches an effect"):
+        found.circuit(at="S1+1")
+
+
+def test_induction_and_previous_token_stages_exist_for_models_that_have_them():
+    named = {test.role: (stage.component, stage.at, test.link) for stage in STAGES for test in stage.tests}
+    assert named["induction"] == ("v", "S2", ("S2", "S1+1"))
+    assert named["previous token"] == ("k", "S1+1", ("S1+1", "S1"))
+
+
+def test_pocket_copies_both_names_and_suppresses_the_subject(pocket_ioi):
+    assert pocket_ioi.accuracy >= 0.9
+    assert pocket_ioi.contrast.low > 5
+    suppressors = pocket_ioi.by_role["subject suppressor"]
+    assert suppressors
+    assert pocket_ioi.by_role["mover"]
+    at_s2 = pocket_ioi.stages[0].attention["end", "S2"]
+    assert min(at_s2[head] for head in suppressors) > 0.9
+    assert {layer for layer, _ in pocket_ioi.by_role["own token"]} == {0}
+
+
+def test_the_frame_says_what_each_head_did_at_each_stage(found):
+    frame = found.frame
+    assert list(frame["stage"].unique()) == ["movers", "inhibition", "repetition"]
+    best = frame[frame["stage"] == "movers"].iloc[0]
+    assert (best["layer"], best["head"], best["role"]) == (2, 0, "mover")
+    assert best["low"] - 1e-6 <= best["effect"] <= best["high"] + 1e-6
+    assert best["end→IO"] == pytest.approx(1, abs=1e-3)
+    assert set(frame["n"]) == {32}
+
+
+def test_a_discovery_is_saved_and_drawn(found, planted, tmp_path):
+    run = load_run(found.save(tmp_path / "run").path)
+    np.testing.assert_array_equal(run.arrays["effects.movers"], found.stages[0].effects)
+    assert run.record.parameters["roles"]["mover"] == [[2, 0]]
+    figure = found.plot()
+    named = {trace.name: trace.text for trace in figure.data if trace.name}
+    assert named["inhibition"] == ("1.2",)
+    edges = [trace for trace in figure.data if trace.mode == "lines"]
+    assert len(edges) == 2 + 2 + 1  # both movers to the logits, inhibition to both movers, duplicates to inhibition
+
+
+def test_prompts_without_distractors_are_refused_before_anything_runs(planted, abc):
+    bare = replace(abc, distractors=(), distractor_tokens=())
+    for find in (ioi_circuit, colored_objects_circuit):
+        with pytest.raises(BadInput, match="need distractors"):
+            find(planted, bare)
+
+
+def test_a_model_that_does_not_know_the_task_has_no_contrast(pocket):
+    prompts = colored_object_prompts(pocket.tokenizer, 24, style="lower")
+    found = colored_objects_circuit(pocket, prompts)
+    assert found.accuracy < 0.6
+    assert not found.contrast.low > 0

@@ -1,0 +1,92 @@
+"""`interp circuit`: what it finds in pocket, prints as JSON and writes as a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from interp.runs import load_run
+
+Interp = Callable[..., Any]
+FEW = ("--prompts", 12)
+
+
+def test_the_ioi_circuit_of_pocket_is_found_evaluated_and_written(interp: Interp, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "ioi"
+    arguments = ("--test", 6, "--reference", 32, "--random", 2, "--size", 6, "--out", run, "--seed", 3, "--json")
+    done = interp("circuit", "ioi", "pocket", *FEW, *arguments)
+    assert done.code == 0
+    document = done.json
+    assert document["accuracy"] >= 0.9
+    assert document["parameters"]["style"] == "pocket"
+    assert document["parameters"]["seed"] == 3
+    assert document["roles"]["subject suppressor"]
+    assert set(document["evaluations"]) == {"end", "everywhere"}
+    for scope, evaluation in document["evaluations"].items():
+        assert len(evaluation["heads"]) == 6
+        assert len(evaluation["random"]) == 2
+        assert evaluation["parameters"]["at"] == scope
+        assert {"cpr", "cmd", "kept", "curve", "completeness", "minimality"} <= set(evaluation)
+    saved = load_run(run)
+    assert (saved.record.kind, saved.record.seed) == ("circuit", 3)
+    np.testing.assert_allclose(saved.frame["effect"], [head["effect"] for head in document["heads"]])
+    kept = pd.read_parquet(run / "end-numbers.parquet").set_index("what").loc["kept, ratio of means", "value"]
+    assert kept == pytest.approx(document["evaluations"]["end"]["kept"])
+
+
+def test_without_test_prompts_the_circuit_is_only_shown(
+    interp: Interp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = interp("circuit", "ioi", "pocket", *FEW, "--test", 0)
+    assert done.code == 0
+    assert "subject suppressor" in done.out
+    assert "minimality" not in done.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_that_the_model_does_not_do_is_said_to_mean_little(interp: Interp) -> None:
+    done = interp("circuit", "colored-objects", "pocket", *FEW, "--test", 0, "--json")
+    assert done.code == 0
+    assert "effects are noise" in done.err
+    assert done.json["accuracy"] < 0.7
+
+
+def test_reuse_reports_overlap_with_intervals_and_the_repair(interp: Interp, tmp_path: Path) -> None:
+    run = tmp_path / "reuse"
+    done = interp("circuit", "reuse", "pocket", *FEW, "--test", 12, "--controls", 2, "--out", run, "--json")
+    assert done.code == 0
+    document = done.json
+    assert set(document["accuracy"]) == {"ioi", "colored-objects"}
+    for row in document["overlap"]:
+        assert 0 <= row["overlap_low"] <= row["overlap_high"] <= 1
+    conditions = [row["condition"] for row in document["repair"]]
+    assert conditions == ["none", "all", "random 0", "random 1"]
+    assert load_run(run).record.kind == "circuit-reuse"
+    assert pd.read_parquet(run / "repair.parquet")["condition"].tolist() == conditions
+
+
+def test_heads_to_force_can_be_named(interp: Interp) -> None:
+    done = interp("circuit", "reuse", "pocket", *FEW, "--test", 6, "--controls", 0, "--force", "2.2,3.1", "--json")
+    assert done.code == 0
+    assert [row["heads"] for row in done.json["repair"]] == ["", "2.2 3.1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("reuse", "pocket", "--force", "2-2"), "is not a list of heads"),
+        (("ioi", "pocket", "--style", "general", "--prompts", "1"), "prompts"),
+        (("colored-objects", "pocket", "--style", "title"), "title-case colors"),
+        (("ioi", "no-such-model"), "no-such-model"),
+    ],
+)
+def test_what_cannot_be_is_refused(interp: Interp, arguments: tuple[str, ...], message: str) -> None:
+    done = interp("circuit", *arguments)
+    assert done.code == 2
+    assert message in done.err
