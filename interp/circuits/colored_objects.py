@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 from interp.circuits.knockout import Knockout, knockout
 from interp.circuits.stages import Discovery, RoleTest, Stage, Thresholds, discover
-from interp.errors import BadInput
 from interp.tasks.colored_objects import WRONG_COLORS, Style, colored_object_prompts
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
@@ -67,8 +66,6 @@ def colored_objects_circuit(
 ) -> Discovery:
     """The circuit by stages, on prompts of `colored_object_prompts`. Raises BadInput for prompts without distractors or
     the roles of the task."""
-    if not prompts.distractor_tokens:
-        raise BadInput("the circuit is found by logit differences, so its prompts need distractors (another color)")
     colors = {"correct_color": [tokens[0] for tokens in prompts.answer_tokens]}
     return discover(
         model, prompts, "colored-objects", STAGES, colors, thresholds=thresholds, seed=seed, progress=progress

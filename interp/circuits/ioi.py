@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 from interp.circuits.knockout import Knockout, knockout
 from interp.circuits.stages import Discovery, RoleTest, Stage, Thresholds, discover
-from interp.errors import BadInput
 from interp.tasks.ioi import Order, Style, ioi_prompts
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
@@ -66,8 +65,6 @@ def ioi_circuit(
     Another corruption shows less: one that leaves S1 as it is cannot show what is read from there. Raises BadInput for
     prompts without distractors or the roles of IOI.
     """
-    if not prompts.distractor_tokens:
-        raise BadInput("the IOI circuit is found by logit differences, so its prompts need distractors (the subject)")
     names = {
         "IO": [tokens[0] for tokens in prompts.answer_tokens],
         "S1": [tokens[0] for tokens in prompts.distractor_tokens],

@@ -39,7 +39,7 @@ CONTROLS = 10
 class Repair:
     """Accuracy and logit difference before and after. `correct` and `logit_differences` are `[condition prompt]`.
 
-    `frame` has a row for every condition: none, all components, each alone, and random heads of the same layers.
+    `frame` has a row for every condition: none, all components, each alone, each head alone, and random heads.
     """
 
     conditions: tuple[tuple[str, tuple[Head, ...]], ...]
@@ -109,7 +109,7 @@ def repair(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Repair:
-    """Force the last attention rows of the heads of all components, of each, and of random heads, onto some roles.
+    """Force last attention rows onto some roles: of all components, of each, of each head, and of random heads.
 
     `components` are named sets of heads; `controls` draws have as many heads of each layer (`random_like`). A prompt is
     answered when the first token of its answer is the most probable of all. Raises BadInput for no heads, heads that
@@ -123,6 +123,7 @@ def repair(
     together = check_heads(model, together)
     conditions = [("all", together)]
     conditions += [(name, check_heads(model, heads)) for name, heads in components.items() if len(components) > 1]
+    conditions += [(f"{layer}.{head}", ((layer, head),)) for layer, head in together if len(together) > 1]
     conditions += [(f"random {i}", random_like(model, together, seed * 10_007 + i)) for i in range(controls)]
     edits = [force_attention(prompts, heads, onto) for _, heads in conditions]
     result = sweep(model, prompts, edits, (accuracy(), logit_difference()), progress=progress)

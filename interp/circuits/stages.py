@@ -23,6 +23,7 @@ from interp.errors import BadInput
 from interp.heads.ablation import Head
 from interp.heads.scores import model_record
 from interp.metrics import logit_difference
+from interp.patching.pairs import check_pairs
 from interp.patching.path import PathPatchingResult, path_patching
 from interp.runs import Run, save_run
 from interp.stats import Interval, bootstrap_interval
@@ -226,10 +227,11 @@ def discover(
 ) -> Discovery:
     """Run the stages on prompts with answers, distractors, counterfactuals and the roles that the stages name.
 
-    `said` are the tokens that a copying head would say for a role, one a prompt. Raises BadInput for prompts without
-    these, before anything is patched.
+    `said` are the tokens that a copying head would say for a role, one a prompt. Raises BadInput, before any forward
+    pass, for no prompts, prompts without these, and answers that begin with the same token as their distractors.
     """
     thresholds = thresholds or Thresholds()
+    check_pairs(model, prompts, (logit_difference(),))
     links = tuple(dict.fromkeys(test.link for stage in stages for test in stage.tests))
     attention = {link: values.mean(0) for link, values in attention_between(model, prompts, links).items()}
     copies = copy_scores(model, prompts, said)

@@ -146,7 +146,7 @@ def test_heads_that_suppress_the_subject_of_ioi_repair_colored_objects_in_pocket
 def test_the_numbers_of_a_repair_are_those_of_plain_runs(pocket, scenes):
     few = scenes[:12]
     done = repair(pocket, few, {"a": [(2, 6)], "b": [(2, 7), (3, 1)]}, controls=1)
-    assert [name for name, _ in done.conditions] == ["none", "all", "a", "b", "random 0"]
+    assert [name for name, _ in done.conditions] == ["none", "all", "a", "b", "2.6", "2.7", "3.1", "random 0"]
     assert [layer for layer, _ in done.conditions[-1][1]] == [2, 2, 3]
     wanted = [answer for (answer, *_) in few.answer_tokens]
     for (_, heads), right in zip(done.conditions, done.correct, strict=True):

@@ -108,11 +108,28 @@ def test_a_discovery_is_saved_and_drawn(found, planted, tmp_path):
     assert len(edges) == 2 + 2 + 1  # both movers to the logits, inhibition to both movers, duplicates to inhibition
 
 
-def test_prompts_without_distractors_are_refused_before_anything_runs(planted, abc):
-    bare = replace(abc, distractors=(), distractor_tokens=())
-    for find in (ioi_circuit, colored_objects_circuit):
-        with pytest.raises(BadInput, match="need distractors"):
-            find(planted, bare)
+def unfit(prompts):
+    """Prompt sets that no circuit can be found on, and what is said of each."""
+    yield replace(prompts, distractors=(), distractor_tokens=()), "needs distractors"
+    yield replace(prompts, counterfactual=None), "needs a counterfactual"
+    yield prompts[:0], "empty"
+    yield replace(prompts, distractors=prompts.answers, distractor_tokens=prompts.answer_tokens), "the same token"
+    yield replace(prompts, answer_tokens=((9999,),) * len(prompts)), "token 9999 does not exist"
+    yield replace(prompts, spans={"end": prompts.spans["end"]}), "no token position is called"
+
+
+@pytest.mark.parametrize("find", [ioi_circuit, colored_objects_circuit])
+def test_prompts_that_show_no_circuit_are_refused_before_any_forward_pass(planted, abc, find):
+    def never(*_arguments):
+        raise AssertionError("a forward pass began")
+
+    handle = planted.hf.register_forward_pre_hook(never)
+    try:
+        for prompts, message in unfit(abc):
+            with pytest.raises(BadInput, match=message):
+                find(planted, prompts)
+    finally:
+        handle.remove()
 
 
 def test_a_model_that_does_not_know_the_task_has_no_contrast(pocket):

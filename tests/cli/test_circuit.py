@@ -66,7 +66,8 @@ def test_reuse_reports_overlap_with_intervals_and_the_repair(interp: Interp, tmp
     for row in document["overlap"]:
         assert 0 <= row["overlap_low"] <= row["overlap_high"] <= 1
     conditions = [row["condition"] for row in document["repair"]]
-    assert conditions == ["none", "all", "random 0", "random 1"]
+    assert conditions[:2] == ["none", "all"]
+    assert conditions[-2:] == ["random 0", "random 1"]
     assert load_run(run).record.kind == "circuit-reuse"
     assert pd.read_parquet(run / "repair.parquet")["condition"].tolist() == conditions
 
@@ -74,7 +75,7 @@ def test_reuse_reports_overlap_with_intervals_and_the_repair(interp: Interp, tmp
 def test_heads_to_force_can_be_named(interp: Interp) -> None:
     done = interp("circuit", "reuse", "pocket", *FEW, "--test", 6, "--controls", 0, "--force", "2.2,3.1", "--json")
     assert done.code == 0
-    assert [row["heads"] for row in done.json["repair"]] == ["", "2.2 3.1"]
+    assert [row["heads"] for row in done.json["repair"]] == ["", "2.2 3.1", "2.2", "3.1"]
 
 
 @pytest.mark.parametrize(
