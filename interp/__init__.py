@@ -39,12 +39,18 @@ _HOME = {
     "PromptSet": "interp.tasks.prompts",
     "HeadMask": "interp.heads.mask",
     "sweep": "interp.patching.sweep",
+    "activation_patching": "interp.patching.activation",
+    "attribution_patching": "interp.patching.attribution",
+    "path_patching": "interp.patching.path",
     "Run": "interp.runs",
 }
 __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
     from interp.heads.mask import HeadMask
+    from interp.patching.activation import activation_patching
+    from interp.patching.attribution import attribution_patching
+    from interp.patching.path import path_patching
     from interp.patching.sweep import sweep
     from interp.runs import Run
     from interp.tasks.prompts import PromptSet
