@@ -104,16 +104,10 @@ def cross_validate(
     Raises BadInput on one class only, fewer examples of a class than folds, labels that do not fit the activations,
     and activations that are not finite.
     """
-    if not features or not labels:
-        raise BadInput("there is nothing to probe: give activations and labels")
-    coded = {name: class_indices(name, given) for name, given in labels.items()}
-    numbers = {name: indices for name, (indices, _) in coded.items()}
-    classes = {name: values for name, (_, values) in coded.items()}
-    n = len(next(iter(numbers.values())))
-    for name, given in numbers.items():
-        if len(given) != n:
-            raise BadInput(f"the label set {name!r} has {len(given)} labels, {next(iter(numbers))!r} has {n}")
-    folds = make_folds(numbers, spec.folds, spec.inner_folds if _nested(spec) else 0, spec.seed, groups)
+    if not features:
+        raise BadInput("there is nothing to probe: give activations")
+    numbers, classes, folds = prepared(labels, spec, groups)
+    n = len(folds.number)
     fit = _fit_batched if spec.estimator is None else _fit_estimator
     scores = {name: np.zeros((len(features), n, len(values))) for name, values in classes.items()}
     chosen = {name: np.full((len(features), spec.folds), np.nan) for name in classes}
@@ -131,6 +125,29 @@ def cross_validate(
             progress(done, len(sites))
     probabilistic = spec.kind == "logistic" if spec.estimator is None else hasattr(spec.estimator, "predict_proba")
     return CrossValidation(sites, numbers, classes, scores, chosen, folds.number, spec, unsolved, probabilistic)
+
+
+def prepared(
+    labels: Mapping[str, Sequence[Any] | np.ndarray], spec: ProbeSpec, groups: Sequence[Any] | np.ndarray | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], Folds]:
+    """Class numbers and classes of every label set, and the folds: all that can be refused without activations.
+
+    Raises BadInput.
+    """
+    if not labels:
+        raise BadInput("there is nothing to probe: give labels")
+    coded = {name: class_indices(name, given) for name, given in labels.items()}
+    numbers = {name: indices for name, (indices, _) in coded.items()}
+    classes = {name: values for name, (_, values) in coded.items()}
+    first, n = next((name, len(given)) for name, given in numbers.items())
+    for name, given in numbers.items():
+        if len(given) != n:
+            raise BadInput(f"the label set {name!r} has {len(given)} labels, {first!r} has {n}")
+    return (
+        numbers,
+        classes,
+        make_folds(numbers, spec.folds, spec.inner_folds if _nested(spec) else 0, spec.seed, groups),
+    )
 
 
 def _fit_batched(

@@ -25,7 +25,7 @@ from interp.tracing.model import Model
 from interp.tracing.sites import Site, expand
 from probes.activations import Activations, At, collect
 from probes.controls import bag_of_tokens, control_labels, shuffled_labels, untrained
-from probes.cross_validation import CrossValidation, cross_validate
+from probes.cross_validation import CrossValidation, cross_validate, prepared
 from probes.linear import STANDARD, ProbeSpec
 from probes.metrics import METRICS, PROBABILISTIC, resamples
 from probes.perturbations import Perturbation
@@ -212,6 +212,8 @@ def concept_depth(
         for site in expand(sites, model.spec.layers):
             if site.spec.scope == "layer" and str(site) in sites:
                 raise BadInput(f"a depth curve is of every layer: write {site.name}, not {site}")
+    for each in data:
+        prepared({each.name: each.labels}, spec, each.groups or None)
     study = _Study(tuple(sites), at, spec, chunk, None if work is None else Path(work), resume)
     units = len(models) * (1 + len(noises) + 2 * controls) * len(data)
     done = 0

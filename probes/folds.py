@@ -42,7 +42,7 @@ def class_indices(name: str, labels: Sequence[Any] | np.ndarray) -> tuple[np.nda
         raise BadInput(f"the label set {name!r} lacks labels of some examples")
     classes, numbers = np.unique(given, return_inverse=True)
     if len(classes) < 2:
-        only = f"only the class {classes[0]!r}" if len(classes) else "no labels"
+        only = f"only the class {classes[0].item()!r}" if len(classes) else "no labels"
         raise BadInput(f"the label set {name!r} holds {only}; a probe needs two or more")
     return numbers, classes
 

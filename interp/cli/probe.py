@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from interp.cli import verify
 from interp.cli.console import emit, out, progress, say, show_frame
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed, numbers
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from probes.linear import ProbeSpec
 
 app = typer.Typer(help="Probe hidden states: at which layer can a concept be read?", no_args_is_help=True)
+app.add_typer(verify.app, name="verify")
 
 Models = Annotated[list[str], typer.Argument(help="pocket, local folders or hub ids.", show_default=False)]
 Classifier = Annotated[Literal["logistic", "ridge", "forest"], typer.Option(help="What is fitted to the activations.")]
@@ -150,7 +152,7 @@ def linear(
     from interp.tasks.labelled import LabelledTexts
     from probes.activations import collect
     from probes.controls import control_labels
-    from probes.cross_validation import cross_validate
+    from probes.cross_validation import cross_validate, prepared
     from probes.linear import fit_probes
 
     spec = _spec(classifier, strengths, folds, balanced, seed)
@@ -158,6 +160,7 @@ def linear(
     labels: dict[str, Any] = {"label": labelled.labels}
     if control:
         labels["control"] = control_labels(labelled.labels, labelled.keys or labelled.texts, seed, 3 * folds)
+    prepared(labels, spec, labelled.groups or None)
     started = datetime.now(timezone.utc)
     work = _work_folder(run, resume)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)

@@ -1,0 +1,384 @@
+"""CLUE: right and wrong reasoning told apart by where it moves the hidden states ("CLUE: Non-parametric Verification
+from Experience via Hidden-State Clustering").
+
+The delta of a trace is its hidden state at the end of the reasoning less that at its beginning, at the output of every
+block. Two centroids, the mean deltas of right and of wrong traces, are all that is learned; a new trace is taken for
+right when it lies nearer to the first. Distances are Euclidean at each layer, averaged over layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from interp.errors import BadInput, UnreadableFile
+from interp.heads.scores import model_record
+from interp.runs import staged
+from interp.tracing.model import Model
+from probes.certainty import confidence
+from probes.traces import Experience, Missing, Reasoning, found
+
+Progress = Callable[[int, int], None]
+
+SCHEMA = "interp-clue/1"
+CENTROIDS_FILE = "clue_centroids.safetensors"
+SITE = "resid_post"
+BASELINES = ("tokens", "log_probability", "self_certainty")
+"""What a trace shows without its hidden states: how long the response is, and how sure the model was."""
+PROJECTED = 1_000
+"""At most this many deltas are kept to be drawn."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Centroids:
+    """Mean deltas of right and wrong traces, and all that is needed to use them on others.
+
+    `success` and `failure` `[layer width]`; `spread` `[2 layer]` root mean square distance of the traces of each class
+    from their mean; `counts` traces of each class; `baselines` means of each class of what else a trace shows;
+    `questions` digests of those learned from; `delimiters` and `missing` say where a delta begins and ends.
+    """
+
+    success: np.ndarray
+    failure: np.ndarray
+    spread: np.ndarray
+    counts: tuple[int, int]
+    baselines: Mapping[str, tuple[float, float]]
+    questions: frozenset[str]
+    delimiters: tuple[str, str] | None
+    missing: Missing
+    model: Mapping[str, Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        right, wrong = self.counts
+        return f"Centroids({self.model['name']}, {len(self.success)} layers, {right} right and {wrong} wrong traces)"
+
+    @property
+    def gap(self) -> np.ndarray:
+        """Distance between the centroids at each layer, `[layer]`."""
+        return np.linalg.norm(self.success - self.failure, axis=1)
+
+    def distances(self, deltas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Euclidean distance of deltas `[trace layer width]` to each centroid at each layer, two `[trace layer]`."""
+        success, failure = (np.linalg.norm(deltas - centre, axis=2) for centre in (self.success, self.failure))
+        return success, failure
+
+    def require(self, model: Model, experience: Experience) -> None:
+        """Raise BadInput unless these centroids are of this model, of such traces, and learned from other questions."""
+        if self.model["fingerprint"] != model.fingerprint:
+            raise BadInput(
+                f"these centroids are of {self.model['name']} ({self.model['fingerprint']}), not of {model.spec.name} "
+                f"({model.fingerprint}): fit them again on traces of this model"
+            )
+        _require_author(model, experience)
+        if self.delimiters != experience.delimiters:
+            raise BadInput(
+                f"these centroids are of reasoning between {self.delimiters}, "
+                f"the traces of reasoning between {experience.delimiters}"
+            )
+        if seen := [question for question in experience.questions if digest(question) in self.questions]:
+            raise BadInput(
+                f"the centroids were learned from {len(seen)} of these {len(experience.questions)} questions, "
+                f"{seen[0]!r} among them; only others test them (Centroids.unseen)"
+            )
+
+    def unseen(self, experience: Experience) -> Experience:
+        """The traces of questions that these centroids were not learned from. Raises BadInput where there are none."""
+        others = [question for question in experience.questions if digest(question) not in self.questions]
+        if not others:
+            raise BadInput("the centroids were learned from all of these questions; only others test them")
+        return experience.of(others)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file. Raises UnwritableOutput."""
+        about = {
+            "schema": SCHEMA,
+            "site": SITE,
+            "counts": self.counts,
+            "baselines": dict(self.baselines),
+            "questions": sorted(self.questions),
+            "delimiters": self.delimiters,
+            "missing": self.missing,
+            "model": dict(self.model),
+            "parameters": dict(self.parameters),
+        }
+        tensors = {"success": self.success, "failure": self.failure, "spread": self.spread}
+        content = save(
+            {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {"clue": json.dumps(about)}
+        )
+        with staged(path) as partial:
+            partial.write_bytes(content)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Centroids:
+        """Read what `save` wrote, from the file or from the run that holds it. Raises UnreadableFile."""
+        path = Path(path)
+        path = path / CENTROIDS_FILE if path.is_dir() else path
+        try:
+            with safe_open(path, framework="numpy") as file:
+                about = json.loads((file.metadata() or {})["clue"])
+                success, failure, spread = (file.get_tensor(name) for name in ("success", "failure", "spread"))
+            if about["schema"] != SCHEMA:
+                raise UnreadableFile(f"{path} has schema {about['schema']!r}; this version reads {SCHEMA!r}")
+            return cls(
+                success,
+                failure,
+                spread,
+                tuple(about["counts"]),
+                {name: tuple(means) for name, means in about["baselines"].items()},
+                frozenset(about["questions"]),
+                None if about["delimiters"] is None else tuple(about["delimiters"]),
+                about["missing"],
+                about["model"],
+                about["parameters"],
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UnreadableFile):
+                raise
+            raise UnreadableFile(f"{path} does not hold centroids: {error}") from error
+
+
+class RunningMeans:
+    """Means of right and wrong deltas, and their spread, from deltas that come a chunk at a time (in float64)."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(2, dtype=int)
+        self.sums: Any = 0.0
+        self.squares: Any = 0.0
+
+    def add(self, deltas: np.ndarray, correct: Sequence[bool]) -> None:
+        """Take in deltas `[trace layer width]`."""
+        chosen = np.stack([np.asarray(correct, dtype=bool), ~np.asarray(correct, dtype=bool)]).astype(float)
+        values = deltas.astype(np.float64)
+        self.counts = self.counts + chosen.sum(1).astype(int)
+        self.sums = self.sums + np.einsum("kn,nld->kld", chosen, values)
+        self.squares = self.squares + np.einsum("kn,nl->kl", chosen, (values**2).sum(2))
+
+    def means(self) -> np.ndarray:
+        """`[2 layer width]`: of right and of wrong traces. Raises BadInput where one of them is missing."""
+        if not self.counts.all():
+            raise BadInput(
+                f"there are {self.counts[0]} right and {self.counts[1]} wrong traces; centroids need some of both"
+            )
+        return self.sums / self.counts[:, None, None]
+
+    def spread(self) -> np.ndarray:
+        """Root mean square distance from the class mean, `[2 layer]`."""
+        around = self.squares / self.counts[:, None] - (self.means() ** 2).sum(2)
+        return np.sqrt(np.maximum(around, 0))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scored:
+    """Traces with their distances to centroids and with the baselines.
+
+    `frame`: one row a trace. `to_success` and `to_failure` `[trace layer]`. `projection` `[trace 2]` (NaN where not
+    kept): along the line from failure to success through both centroids, and along the principal component of what is
+    left; the centroids lie at plus and minus half their distance on the first axis. `places` counts found delimiters.
+    """
+
+    frame: pd.DataFrame
+    to_success: np.ndarray
+    to_failure: np.ndarray
+    projection: np.ndarray
+    centroids: Centroids
+    places: Mapping[str, int]
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __repr__(self) -> str:
+        return f"Scored({len(self)} traces of {self.frame.question.nunique()} questions)"
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether each trace is right, `[trace]`. Raises BadInput where nobody checked."""
+        if self.frame.correct.isna().any():
+            raise BadInput(
+                f"{self.frame.correct.isna().sum()} of {len(self)} traces are not known to be right or wrong"
+            )
+        return self.frame.correct.to_numpy(dtype=bool)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The number of each trace's question, `[trace]`."""
+        return pd.factorize(self.frame.question)[0]
+
+    def plot(self) -> Any:
+        """Deltas and centroids, projected."""
+        from interp.plots.clue import projections
+
+        return projections(self)
+
+
+def fit(
+    model: Model,
+    experience: Experience,
+    *,
+    missing: Missing = "refuse",
+    certainty: bool = True,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Centroids:
+    """Learn the centroids from traces known to be right or wrong, one pass of the model over each trace.
+
+    `certainty=False` spares a second pass that holds the logits of every response token: self-certainty is then NaN,
+    and the log-probability the recorded one. Raises BadInput where
+    all traces are alike, where delimiters are missing (see `Experience.reasoning`), on hidden states that are not
+    finite, and on traces of another model.
+    """
+    labels = experience.labels()
+    _require_author(model, experience)
+    places = experience.reasoning(model.tokenizer, missing)
+    means = RunningMeans()
+    for rows, values in deltas(model, experience, places, batch_size, progress):
+        means.add(values, [labels[i] for i in rows])
+    success, failure = means.means().astype(np.float32)
+    shown = _shown(model, experience, places, certainty)
+    right = shown.pop("correct").astype(bool)
+    return Centroids(
+        success,
+        failure,
+        means.spread().astype(np.float32),
+        (int(means.counts[0]), int(means.counts[1])),
+        {name: (float(shown[name][right].mean()), float(shown[name][~right].mean())) for name in BASELINES},
+        frozenset(digest(question) for question in experience.questions),
+        experience.delimiters,
+        missing,
+        model_record(model),
+        {**experience.parameters, "seed": experience.seed, "found": found(places)},
+    )
+
+
+def score(
+    model: Model,
+    experience: Experience,
+    centroids: Centroids,
+    *,
+    certainty: bool = True,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Scored:
+    """Distances of traces to the centroids, and the baselines; no trace's label is looked at.
+
+    Raises BadInput for centroids of another model, of other delimiters or learned from these questions.
+    """
+    centroids.require(model, experience)
+    places = experience.reasoning(model.tokenizer, centroids.missing)
+    kept = [i for i, place in enumerate(places) if place is not None]
+    number = {i: n for n, i in enumerate(kept)}
+    shape = (len(kept), len(centroids.success))
+    to_success, to_failure = np.zeros(shape), np.zeros(shape)
+    drawn = {kept[int(n)] for n in np.linspace(0, len(kept) - 1, min(PROJECTED, len(kept)))}
+    samples: dict[int, np.ndarray] = {}
+    for rows, values in deltas(model, experience, places, batch_size, progress):
+        at = [number[i] for i in rows]
+        to_success[at], to_failure[at] = centroids.distances(values)
+        samples |= {number[i]: value for i, value in zip(rows, values, strict=True) if i in drawn}
+    projection = np.full((len(kept), 2), np.nan)
+    projection[list(samples)] = _project(np.stack(list(samples.values())), centroids)
+    shown = _shown(model, experience, places, certainty)
+    frame = pd.DataFrame(
+        {
+            "question": [experience[i].question for i in kept],
+            "answer": [experience[i].answer for i in kept],
+            "correct": shown["correct"],
+            **{name: shown[name] for name in BASELINES},
+            "to_success": to_success.mean(1),
+            "to_failure": to_failure.mean(1),
+            "start_found": [places[i].start_found for i in kept],  # type: ignore[union-attr]
+            "end_found": [places[i].end_found for i in kept],  # type: ignore[union-attr]
+        }
+    )
+    return Scored(frame, to_success, to_failure, projection, centroids, found(places), experience.seed)
+
+
+def deltas(
+    model: Model,
+    experience: Experience,
+    places: Sequence[Reasoning | None],
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Deltas `[trace layer width]` of a few traces at a time, with the numbers of those traces.
+
+    A causal model's state at a token depends on nothing after it, so that each trace is read to the end of its
+    reasoning only, and what the traces of a question share before it is read once a batch. Raises BadInput for an
+    encoder and on hidden states that are not finite.
+    """
+    if not model.parts.architecture.causal:
+        raise BadInput(f"{model.spec.name} is an encoder: its states at a token depend on what comes after it")
+    spans = {i: place for i, place in enumerate(places) if place is not None}
+    group = {question: n for n, question in enumerate(experience.questions)}
+    order = sorted(spans, key=lambda i: (group[experience[i].question], spans[i].end))
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        openings = [experience[i].trace[: spans[i].start + 1] for i in rows]
+        shared = list(dict.fromkeys(openings))
+        begin = _last_states(model, shared)[[shared.index(opening) for opening in openings]]
+        values = _last_states(model, [experience[i].trace[: spans[i].end + 1] for i in rows]) - begin
+        if not np.isfinite(values).all():
+            row, layer, _ = np.argwhere(~np.isfinite(values))[0]
+            raise BadInput(f"the hidden states of trace {rows[row]} at layer {layer} are not finite")
+        yield rows, values
+        if progress:
+            progress(first + len(rows), len(order))
+
+
+def digest(question: str) -> str:
+    """Sixteen hex digits that identify a question."""
+    return hashlib.sha256(question.encode()).hexdigest()[:16]
+
+
+def _last_states(model: Model, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Output of every block at the last token of each row, `[row layer width]`."""
+    trace = model.run([list(row) for row in rows], read=SITE, positions=-1)
+    return trace.stack(SITE)[:, :, 0].transpose(0, 1).float().cpu().numpy()
+
+
+def _shown(
+    model: Model, experience: Experience, places: Sequence[Reasoning | None], certainty: bool
+) -> dict[str, np.ndarray]:
+    """Labels and baselines of the traces that were not left out, `[trace]` each."""
+    kept = [response for response, place in zip(experience, places, strict=True) if place is not None]
+    recorded = np.array([response.log_probability for response in kept]), np.full(len(kept), np.nan)
+    log_probability, self_certainty = confidence(model, kept) if certainty else recorded
+    return {
+        "correct": pd.array([response.correct for response in kept], dtype="boolean"),
+        "tokens": np.array([len(response.tokens) for response in kept], dtype=float),
+        "log_probability": log_probability,
+        "self_certainty": self_certainty,
+    }
+
+
+def _project(values: np.ndarray, centroids: Centroids) -> np.ndarray:
+    """Deltas `[trace layer width]` in the plane of `Scored.projection`."""
+    line = (centroids.success - centroids.failure).ravel().astype(float)
+    line /= max(float(np.linalg.norm(line)), np.finfo(float).tiny)
+    middle = (centroids.success + centroids.failure).ravel() / 2
+    around = values.reshape(len(values), -1) - middle
+    along = around @ line
+    rest = around - np.outer(along, line)
+    centred = rest - rest.mean(0)
+    _, vectors = np.linalg.eigh(centred @ centred.T)
+    axis = vectors[:, -1] @ centred
+    return np.stack([along, rest @ (axis / max(float(np.linalg.norm(axis)), np.finfo(float).tiny))], axis=1)
+
+
+def _require_author(model: Model, experience: Experience) -> None:
+    author = experience.model
+    if author and author["fingerprint"] != model.fingerprint:
+        raise BadInput(
+            f"these traces were written by {author['name']} ({author['fingerprint']}), not by {model.spec.name} "
+            f"({model.fingerprint}), whose states and probabilities would be of another's text"
+        )
