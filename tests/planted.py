@@ -135,14 +135,16 @@ def ioi_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 
 
-def ioi_model(vocab: int) -> GPT2LMHeadModel:
+def ioi_model(vocab: int, by_induction: bool = False) -> GPT2LMHeadModel:
     """A circuit for IOI over a vocabulary whose last tokens are NAMES; every other head is 0.
 
-    0.1 duplicate token: at a repeated name, notes that name. 1.2 inhibition: carries the noted name to the end.
+    0.1 duplicate token: at a repeated name, notes that name. Or, `by_induction`, 0.3 previous token and 1.1 induction
+    together do. Then, a layer later in that case:
+    1.2 inhibition: carries the noted name to the end.
     2.0 mover: copies the name that is not inhibited. 2.3 negative mover: writes against it, three tenths as much.
     """
     n, positions, dim = len(NAMES), 24, 96
-    slots = Slots(4 * dim, dim, token=vocab, position=positions, noted=n, inhibited=n, out=vocab)
+    slots = Slots(4 * dim, dim, token=vocab, position=positions, before=n, noted=n, inhibited=n, out=vocab)
     name = torch.zeros(vocab, n)
     name[vocab - n :] = torch.eye(n)
     always, first = torch.ones(positions, 1), torch.zeros(positions, 1)
@@ -153,15 +155,32 @@ def ioi_model(vocab: int) -> GPT2LMHeadModel:
         return slots.read("position", always, at)
 
     own = torch.eye(positions)
-    duplicate = Head(
-        q=slots.read("token", name) + slots.read("position", own, n) + constant(n + positions),
-        k=slots.read("token", name)
-        + slots.read("position", -2 * own, n)
-        + slots.read("position", first, n + positions),
-        v=slots.read("token", name),
-        o=slots.write("noted"),
-    )
-    inhibition = Head(
+    last = n + positions
+    heads: dict[tuple[int, int], Head] = {}
+    if by_induction:
+        back = torch.zeros(positions, positions)
+        back[torch.arange(1, positions), torch.arange(positions - 1)] = 1
+        heads[0, 3] = Head(
+            q=slots.read("position", back),
+            k=slots.read("position", own),
+            v=slots.read("token", name),
+            o=slots.write("before"),
+        )
+        heads[1, 1] = Head(
+            q=slots.read("token", name) + constant(n),
+            k=slots.read("before") + slots.read("position", first, n),
+            v=slots.read("before"),
+            o=slots.write("noted"),
+        )
+    else:
+        heads[0, 1] = Head(
+            q=slots.read("token", name) + slots.read("position", own, n) + constant(last),
+            k=slots.read("token", name) + slots.read("position", -2 * own, n) + slots.read("position", first, last),
+            v=slots.read("token", name),
+            o=slots.write("noted"),
+        )
+    later = 1 if by_induction else 0
+    heads[1 + later, 2] = Head(
         q=constant(0),
         k=slots.read("noted", any_name) + slots.read("position", first),
         v=slots.read("noted"),
@@ -169,10 +188,9 @@ def ioi_model(vocab: int) -> GPT2LMHeadModel:
     )
     names = slots.read("token", name @ any_name) + slots.read("token", -2 * name, 1) + slots.read("position", first)
     here = constant(0) + slots.read("inhibited", 1.0, 1)
-    heads = {(0, 1): duplicate, (1, 2): inhibition}
-    for place, strength in (((2, 0), 10.0), ((2, 3), -3.0)):
+    for head, strength in ((0, 10.0), (3, -3.0)):
         said = torch.zeros(dim, slots.width)
         start, size = slots.start["out"]
         said[:n, start + size - n : start + size] = strength * torch.eye(n)
-        heads[place] = Head(here, names, slots.read("token", name), said)
-    return plant(slots, heads, layers=3, n_heads=4, vocab=vocab)
+        heads[2 + later, head] = Head(here, names, slots.read("token", name), said)
+    return plant(slots, heads, layers=3 + later, n_heads=4, vocab=vocab)

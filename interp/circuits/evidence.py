@@ -15,7 +15,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from interp.errors import BadInput, choose
+from interp.errors import BadInput, SiteUnavailable, choose
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import patch
 from interp.tracing.model import Model
@@ -29,6 +29,7 @@ TOP = 5
 COPIED_TOKENS = 64
 """Different tokens that a copy score is taken over, at most."""
 BATCH = 64
+FOLD = "attention between roles"
 
 
 def attention_between(model: Model, prompts: PromptSet, links: Sequence[Link]) -> dict[Link, np.ndarray]:
@@ -43,8 +44,8 @@ def attention_between(model: Model, prompts: PromptSet, links: Sequence[Link]) -
             keys = [key for at, key in links if at == query]
             last = tuple((end - 1, end) for _, end in batch.spans[query])
             rows = replace(batch, spans={**batch.spans, query: last}, counterfactual=None)
-            fold = RowFold("mass", _SpanMass([batch.spans[key] for key in keys]))
-            folded = model.run(rows, read=fold, positions=query).folds["mass"]
+            fold = RowFold(FOLD, _SpanMass([batch.spans[key] for key in keys]))
+            folded = model.run(rows, read=fold, positions=query).folds[FOLD]
             mass = torch.stack([folded[layer].cpu() for layer in range(model.spec.layers)], dim=2)
             for i, key in enumerate(keys):
                 parts[query, key].append(mass[:, i])
@@ -78,8 +79,14 @@ class CopyScores:
 def copy_scores(model: Model, prompts: PromptSet, said: Mapping[str, Sequence[int]], top: int = TOP) -> CopyScores:
     """Which heads copy the tokens of some roles: `said[role]` is, for every prompt, the token to be said for it.
 
-    Raises BadInput for roles that are not there, and SiteUnavailable where a head's output cannot be told apart.
+    Raises BadInput for roles that are not there; SiteUnavailable where a head's output cannot be told apart, or where
+    something stands between the last norm and the unembedding.
     """
+    width = getattr(getattr(model.parts.unembed, "weight", None), "shape", (0,))[-1]
+    if width != model.spec.width:
+        raise SiteUnavailable(
+            "the copy score", f"logits are made from {width} numbers, not the {model.spec.width} of the residual stream"
+        )
     states, wanted = _token_states(model, prompts, said)
     layers, heads = range(1, model.spec.layers), model.spec.heads
     dummy = [[0] * len(wanted)]  # every position stands for itself: its state is written in, layer by layer

@@ -77,7 +77,7 @@ class Thresholds:
 class StageResult:
     """What a stage found: the effect of every sender and the attention along every link, `[layer head]`.
 
-    `patched` is None where no head of the roles it feeds was found, so that nothing could be patched.
+    `patched` is None where no head of the roles it feeds was found after the first layer, so that none can be fed.
     """
 
     stage: Stage
@@ -240,7 +240,7 @@ def discover(
     for number, stage in enumerate(stages):
         receivers = tuple(head for result in done for head, role in result.found.items() if role in stage.feeds)
         patched = None
-        if not stage.feeds or receivers:
+        if not stage.feeds or any(layer > 0 for layer, _ in receivers):  # nothing is sent to the first layer
             patched = path_patching(
                 model,
                 prompts,

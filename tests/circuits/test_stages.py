@@ -9,11 +9,12 @@ import pytest
 
 import interp
 from interp.circuits.colored_objects import colored_objects_circuit
-from interp.circuits.ioi import STAGES, ioi_circuit
+from interp.circuits.ioi import ioi_circuit
 from interp.circuits.stages import Thresholds
-from interp.errors import BadInput
+from interp.errors import BadInput, SiteUnavailable
 from interp.runs import load_run
 from interp.tasks.colored_objects import colored_object_prompts
+from tests import families
 from tests.planted import ioi_model
 
 
@@ -70,10 +71,44 @@ def test_thresholds_decide_which_heads_count(planted, abc, found):
         found.circuit(at="S1+1")
 
 
-def test_induction_and_previous_token_stages_exist_for_models_that_have_them():
-    named = {test.role: (stage.component, stage.at, test.link) for stage in STAGES for test in stage.tests}
-    assert named["induction"] == ("v", "S2", ("S2", "S1+1"))
-    assert named["previous token"] == ("k", "S1+1", ("S1+1", "S1"))
+def test_induction_and_previous_token_heads_are_found_where_a_model_works_by_them(planted, abc):
+    model = interp.wrap(ioi_model(planted.spec.vocab, by_induction=True), planted.tokenizer)
+    found = ioi_circuit(model, abc)
+    assert found.accuracy == 1
+    assert found.by_role == {
+        "mover": ((3, 0),),
+        "negative mover": ((3, 3),),
+        "inhibition": ((2, 2),),
+        "induction": ((1, 1),),
+        "previous token": ((0, 3),),
+    }
+    previous = found.stages[3]
+    assert previous.receivers == ((1, 1),)
+    assert previous.effects[0, 3] > 1
+    edges = [trace for trace in found.plot().data if trace.mode == "lines"]
+    assert len(edges) == 2 + 2 + 1 + 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox", "gpt_oss", "opt"])
+def test_the_stages_run_on_other_families_and_no_role_is_given_below_its_thresholds(planted, abc, name):
+    model = interp.wrap(families.build(name), planted.tokenizer)
+    thresholds = Thresholds(effect=0.001, attention=0.01, copy=0)
+    found = ioi_circuit(model, abc[:8], thresholds=thresholds)
+    named = found.frame[found.frame["role"] != ""]
+    assert len(named)
+    assert (named["effect"].abs() >= thresholds.effect).all()
+    for result in found.stages:
+        tests = {test.role: test for test in result.stage.tests}
+        for head, role in result.found.items():
+            assert result.attention[tests[role].link][head] >= thresholds.attention
+            assert np.sign(result.effects[head]) == tests[role].sign
+
+
+@pytest.mark.parametrize(("name", "reason"), [("bloom", "inside its own module"), ("opt_post_norm", "made from 64")])
+def test_models_whose_heads_cannot_be_tested_are_refused_with_the_reason(planted, abc, name, reason):
+    model = interp.wrap(families.build(name), planted.tokenizer)
+    with pytest.raises(SiteUnavailable, match=reason):
+        ioi_circuit(model, abc[:4])
 
 
 def test_pocket_copies_both_names_and_suppresses_the_subject(pocket_ioi):
