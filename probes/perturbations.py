@@ -16,6 +16,7 @@ import copy
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -138,8 +139,7 @@ def _require_torchao(kind: str) -> None:
 
 def _torchao(hf: nn.Module, kind: str) -> None:
     """Quantise the linear layers of the blocks in place. Raises BadInput with torchao's reason where it cannot."""
-    from torchao import quantization
-
+    quantization = import_module("torchao.quantization")
     chosen = {id(layer) for layer in linear_layers(hf)}
     try:
         quantization.quantize_(hf, getattr(quantization, TORCHAO[kind])(), lambda module, _: id(module) in chosen)

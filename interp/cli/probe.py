@@ -179,7 +179,7 @@ def linear(
         with progress("probing") as report:
             result = cross_validate(found, labels, spec, groups=labelled.groups or None, progress=report)
     parameters = {"data": str(data), "at": at, "sites": list(found), "probe": spec.as_dict()}
-    arrays = {}
+    arrays: dict[str, Any] = {}
     if spec.estimator is None:
         for site in found:
             strength = float(_typical(result.chosen["label"][result.sites.index(site)]))
