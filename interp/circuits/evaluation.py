@@ -105,6 +105,12 @@ class CircuitEvaluation:
             "n": len(self.full),
         }
 
+    def plot(self) -> go.Figure:
+        """What the circuit keeps beside random ones."""
+        from interp.plots.circuits import evaluation_plot
+
+        return evaluation_plot(self)
+
     def _repr_html_(self) -> str:
         return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"
 

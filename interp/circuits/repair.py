@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,9 @@ from interp.tasks.colored_objects import WRONG_COLORS
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import Edit, attend
 from interp.tracing.model import Model
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 REPAIRING_ROLES = ("inhibition", "negative mover", "subject suppressor")
 """Heads of IOI that speak against what they attend to, or make others not attend there."""
@@ -76,6 +79,12 @@ class Repair:
                 }
             )
         return pd.DataFrame(rows)
+
+    def plot(self) -> go.Figure:
+        """Accuracy before, after and under the controls."""
+        from interp.plots.circuits import repair_plot
+
+        return repair_plot(self)
 
     def _repr_html_(self) -> str:
         return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
-from interp.circuits.evaluation import FaithfulnessCurve
+from interp.circuits.evaluation import CircuitEvaluation, FaithfulnessCurve
+from interp.circuits.repair import Repair
 from interp.circuits.reuse import CircuitReuse
 from interp.circuits.stages import Discovery
 
@@ -122,6 +123,58 @@ def faithfulness_plot(curve: FaithfulnessCurve) -> go.Figure:
         title=f"faithfulness on {curve.model['name']}: CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}",
         xaxis_title="share of heads kept",
         yaxis_title="faithfulness",
+        template="plotly_white",
+    )
+    return figure
+
+
+def evaluation_plot(evaluation: CircuitEvaluation) -> go.Figure:
+    """Share of the logit difference kept by the circuit, with its interval, and by every random one."""
+    kept, random = evaluation.kept, evaluation.random
+    figure = go.Figure(
+        go.Bar(
+            x=["circuit"],
+            y=[kept.estimate],
+            error_y={"array": [kept.high - kept.estimate], "arrayminus": [kept.estimate - kept.low], "type": "data"},
+            hovertext=[str(evaluation.circuit)],
+        )
+    )
+    figure.add_trace(
+        go.Box(
+            x=["random circuits"] * len(random),
+            y=random["kept"],
+            text=random["heads"],
+            boxpoints="all",
+            hovertemplate="%{text}: %{y:.3f}<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        title=f"{len(evaluation.circuit.heads)} heads of {evaluation.model['name']}, the others knocked out "
+        f"({evaluation.parameters['at']})",
+        yaxis_title="share of the logit difference kept",
+        template="plotly_white",
+        showlegend=False,
+    )
+    return figure
+
+
+def repair_plot(repair: Repair) -> go.Figure:
+    """Accuracy under every condition, with Wilson intervals."""
+    frame = repair.frame
+    above, below = frame["high"] - frame["accuracy"], frame["accuracy"] - frame["low"]
+    figure = go.Figure(
+        go.Bar(
+            x=frame["condition"],
+            y=frame["accuracy"],
+            error_y={"array": above, "arrayminus": below, "type": "data"},
+            customdata=frame[["heads", "repaired", "broken"]],
+            hovertemplate="%{customdata[0]}: %{y:.3f}, %{customdata[1]} repaired, %{customdata[2]} broken"
+            "<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        title=f"attention forced onto {', '.join(repair.parameters['onto'])} in {repair.model['name']}",
+        yaxis={"title": "accuracy", "range": [0, 1]},
         template="plotly_white",
     )
     return figure

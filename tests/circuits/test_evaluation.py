@@ -145,6 +145,9 @@ def test_the_numbers_of_an_evaluation_follow_from_its_logit_differences(evaluate
     expected = (alone - empty).mean() / (full - empty).mean()
     assert frame.loc["faithfulness", "value"] == pytest.approx(expected)
     assert evaluated.summary()["random_circuits"] == 6
+    bar, box = evaluated.plot().data
+    assert bar.y[0] == pytest.approx(alone.mean() / full.mean())
+    np.testing.assert_array_equal(box.y, evaluated.random["kept"])
 
 
 def test_the_curve_rises_to_one_and_its_areas_are_those_of_the_benchmark(planted, abc, found):

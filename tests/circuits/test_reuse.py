@@ -155,6 +155,7 @@ def test_the_numbers_of_a_repair_are_those_of_plain_runs(pocket, scenes):
     before, after = done.correct[:2].astype(bool)
     assert done.frame["repaired"][1] == (after & ~before).sum()
     assert done.frame["broken"][1] == (before & ~after).sum()
+    assert list(done.plot().data[0].y) == pytest.approx(done.correct.mean(1).tolist())
 
 
 def test_a_repair_without_heads_or_on_other_prompts_is_refused(pocket, scenes, found, abc):
