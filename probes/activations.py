@@ -163,7 +163,8 @@ def _widths(model: Model, rows: Sequence[Sequence[int]], read: Sequence[Site]) -
     for site in read:
         if not site.spec.shape.startswith("B T"):
             raise BadInput(f"{site} is no vector a token, so no probe can read it")
-    trace = model.run([list(min(rows, key=lambda row: len(row)))], read=read, positions=-1)
+    shortest: Sequence[int] = min(rows, key=len)
+    trace = model.run([list(shortest)], read=read, positions=-1)
     return {str(site): trace[site][0, -1].numel() for site in read}
 
 
