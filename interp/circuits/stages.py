@@ -93,6 +93,16 @@ class StageResult:
         return np.zeros(shape) if self.patched is None else np.nan_to_num(self.patched.effects)
 
     @property
+    def certain(self) -> np.ndarray:
+        """How far the interval of every effect stays away from 0, `[layer head]`; 0 where it holds 0."""
+        grid = np.zeros(self.effects.shape)
+        if self.patched is not None:
+            frame = self.patched.frame
+            away = np.maximum(frame["effect_ratio_of_means_low"], -frame["effect_ratio_of_means_high"])
+            grid[frame["layer"], frame["head"]] = np.nan_to_num(away).clip(0)
+        return grid
+
+    @property
     def moved(self) -> tuple[np.ndarray, np.ndarray]:
         """How far every prompt's logit difference moved, `[prompt layer head]`, and the way it had to go `[prompt]`."""
         assert self.patched is not None
@@ -156,21 +166,24 @@ class Discovery:
         return np.max([np.abs(result.effects) for result in self.stages], axis=0)
 
     def circuit(self, size: int | None = None, at: str | None = None) -> Circuit:
-        """The heads whose effect at any stage reaches the threshold, strongest first, with the roles they have.
+        """The heads whose effect at some stage reaches the threshold and is no accident of the prompts, with roles.
 
+        An effect is no accident where its interval does not hold 0; heads come in the order of the bound nearest to 0.
         At most `size` of them; only by what they do at the position `at`, if one is named. Raises BadInput where no
         head is left.
         """
-        chosen = [result for result in self.stages if at is None or result.stage.at == at]
-        scores = np.max([np.abs(result.effects) for result in chosen], axis=0) if chosen else np.zeros_like(self.scores)
-        order = [divmod(int(i), scores.shape[1]) for i in np.argsort(-scores, axis=None, kind="stable")]
         least = self.parameters["thresholds"]["effect"]
-        heads = tuple(head for head in order if scores[head] >= least)[:size]
+        chosen = [result for result in self.stages if at is None or result.stage.at == at]
+        bounds = [np.where(np.abs(result.effects) >= least, result.certain, 0) for result in chosen]
+        scores = np.max([np.zeros_like(self.scores), *bounds], axis=0)
+        order = [divmod(int(i), scores.shape[1]) for i in np.argsort(-scores, axis=None, kind="stable")]
+        heads = tuple(head for head in order if scores[head] > 0)[:size]
         if not heads:
             where = f" at {at}" if at else ""
             raise BadInput(
-                f"no head of {self.model['name']} reaches an effect of {least} in {self.task}{where}: "
-                f"lower the threshold, or the model does not solve the task (accuracy {self.accuracy:.2f})"
+                f"no head of {self.model['name']} certainly reaches an effect of {least} in {self.task}{where}: take "
+                f"more prompts or lower the threshold, unless the model does not solve the task (accuracy "
+                f"{self.accuracy:.2f})"
             )
         return Circuit(heads, {head: role for head, role in self.roles.items() if head in heads})
 

@@ -67,7 +67,7 @@ def test_thresholds_decide_which_heads_count(planted, abc, found):
     assert set(found.circuit(at="end").heads) == {(2, 0), (1, 2), (2, 3)}
     with pytest.raises(BadInput, match="attention=1.5 is not a share"):
         Thresholds(attention=1.5)
-    with pytest.raises(BadInput, match="no head .* reaches an effect"):
+    with pytest.raises(BadInput, match="no head .* certainly reaches an effect"):
         found.circuit(at="S1+1")
 
 
@@ -109,6 +109,19 @@ def test_models_whose_heads_cannot_be_tested_are_refused_with_the_reason(planted
     model = interp.wrap(families.build(name), planted.tokenizer)
     with pytest.raises(SiteUnavailable, match=reason):
         ioi_circuit(model, abc[:4])
+
+
+def test_a_head_whose_effect_changes_sign_between_prompts_is_not_certain(found):
+    patched = found.stages[0].patched
+    values = patched.values.copy()
+    row = patched.senders.index((0, 2))
+    values[row, 0] = patched.clean[0] + np.where(np.arange(found.parameters["n"]) % 8 < 5, 9, -9)
+    stages = (replace(found.stages[0], patched=replace(patched, values=values)), *found.stages[1:])
+    doubtful = replace(found, stages=stages)
+    assert abs(doubtful.stages[0].effects[0, 2]) > 0.2
+    assert doubtful.stages[0].certain[0, 2] == 0
+    assert (0, 2) not in doubtful.circuit().heads
+    assert doubtful.stages[0].certain[2, 0] == pytest.approx(10 / 7, abs=0.02)
 
 
 def test_pocket_copies_both_names_and_suppresses_the_subject(pocket_ioi):
