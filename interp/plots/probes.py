@@ -83,6 +83,7 @@ def _curve(
         figure.add_scatter(
             x=[*part.depth, *part.depth[::-1]],
             y=[*part.high, *part.low[::-1]],
+            mode="lines",
             fill="toself",
             fillcolor=transparent(color),
             line_width=0,
