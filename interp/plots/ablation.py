@@ -15,13 +15,14 @@ UNITS = {
     "log-probability": "log-probability (nats a token)",
     "logit-difference": "logit difference (logits)",
 }
+PANELS_ACROSS = 4
 
 
 def removal_curves(frame: pd.DataFrame, measure: str = "recall", title: str = "") -> go.Figure:
     """The measure against the number of heads removed, one colour an ablation: solid the chosen heads, dotted random.
 
     `frame` has the columns ablation, heads ("none", "chosen", "random"), removed, low, high and the measure (or
-    `value`). Bands: bootstrap interval of the chosen heads; smallest to largest over the seeds of random ones.
+    `value`). Bands: interval of the chosen heads; smallest to largest over the seeds of random ones.
     """
     column = measure if measure in frame else "value"
     figure = go.Figure()
@@ -56,6 +57,7 @@ def _add_curve(figure: go.Figure, curve: pd.DataFrame, name: str, colour: str, d
     figure.add_scatter(
         x=[*curve.removed, *curve.removed[::-1]],
         y=[*curve.high, *curve.low[::-1]],
+        mode="lines",
         fill="toself",
         fillcolor=transparent(colour),
         line={"width": 0},
@@ -82,8 +84,12 @@ def length_depth_maps(frame: pd.DataFrame, title: str = "") -> go.Figure:
     """
     conditions = list(frame.groupby(["ablation", "heads", "removed"], sort=False))
     names = [_condition(*key) for key, _ in conditions]
-    figure = make_subplots(cols=len(conditions), subplot_titles=names, shared_yaxes=True)
-    for column, (_, part) in enumerate(conditions, 1):
+    across = min(len(conditions), PANELS_ACROSS)
+    down = -(-len(conditions) // across)
+    figure = make_subplots(
+        rows=down, cols=across, subplot_titles=names, shared_yaxes=True, shared_xaxes=True, vertical_spacing=0.2 / down
+    )
+    for i, (_, part) in enumerate(conditions):
         cells = part.pivot(index="depth", columns="length")
         figure.add_heatmap(
             z=cells.recall.to_numpy(),
@@ -93,13 +99,16 @@ def length_depth_maps(frame: pd.DataFrame, title: str = "") -> go.Figure:
             hovertemplate="%{x} tokens, depth %{y} %: recall %{z:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}], "
             "n = %{customdata[2]}<extra></extra>",
             coloraxis="coloraxis",
-            row=1,
-            col=column,
+            row=i // across + 1,
+            col=i % across + 1,
         )
-    figure.update_xaxes(title="length (tokens)", type="category")
+    figure.update_xaxes(type="category")
+    figure.update_xaxes(title="length (tokens)", row=down)
     figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_yaxes(title="depth of the needle (%)", col=1)
+    figure.update_annotations(font_size=12)
     scale = {"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": {"title": "recall"}}
-    figure.update_layout(template=TEMPLATE, title=title, yaxis_title="depth of the needle (%)", coloraxis=scale)
+    figure.update_layout(template=TEMPLATE, title=title, coloraxis=scale, height=160 + 240 * down)
     return figure
 
 
