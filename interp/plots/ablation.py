@@ -86,9 +86,7 @@ def length_depth_maps(frame: pd.DataFrame, title: str = "") -> go.Figure:
     names = [_condition(*key) for key, _ in conditions]
     across = min(len(conditions), PANELS_ACROSS)
     down = -(-len(conditions) // across)
-    figure = make_subplots(
-        rows=down, cols=across, subplot_titles=names, shared_yaxes=True, shared_xaxes=True, vertical_spacing=0.2 / down
-    )
+    figure = make_subplots(rows=down, cols=across, subplot_titles=names, shared_yaxes=True, vertical_spacing=0.2 / down)
     for i, (_, part) in enumerate(conditions):
         cells = part.pivot(index="depth", columns="length")
         figure.add_heatmap(
