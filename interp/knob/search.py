@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,9 @@ from interp.stats import bootstrap_interval
 from interp.tasks.context_prior import ContextItems, PromptForm
 from interp.tracing.edits import Edit, patch
 from interp.tracing.model import Model
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Setting = Literal["PRI", "CTX", "CP", "PC"]
 SETTINGS: Mapping[Setting, str] = {
@@ -129,6 +132,12 @@ class LayerSearch:
 
     def _repr_html_(self) -> str:
         return f"<p>{self!r}</p>{self.summary.to_html(index=False)}"
+
+    def plot(self) -> go.Figure:
+        """The read-out after every block under the layers that were found."""
+        from interp.plots.knob import search_map
+
+        return search_map(self)
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder: every evaluation, and the layers among the parameters. Raises UnwritableOutput."""
