@@ -49,6 +49,8 @@ def collect(
     Sampling(max_new_tokens, temperature, top_k, top_p, seed, task.stop)
     if model.tokenizer is None:
         raise BadInput("prompts and answers are texts, and this model has no tokenizer")
+    if not model.parts.architecture.causal:
+        raise BadInput(f"{model.spec.name} is an encoder and cannot generate")
     prompts = encode(list(task.prompts), model.tokenizer)
     check_length(prompts, model.spec.context, max_new_tokens)
     record, started = model_record(model), datetime.now(timezone.utc)
