@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from interp.circuits.circuit import random_like
-from interp.circuits.stages import Discovery
+from interp.circuits.discovery import Discovery
 from interp.errors import BadInput, choose
 from interp.heads.ablation import Head, check_heads
 from interp.heads.scores import model_record

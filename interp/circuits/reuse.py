@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp.circuits.stages import Discovery
+from interp.circuits.discovery import Discovery
 from interp.errors import BadInput
 from interp.heads.ablation import Head
 from interp.runs import Run, save_run

@@ -34,9 +34,10 @@ from interp.runs import require_free
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.circuits.evaluation import CircuitEvaluation, FaithfulnessCurve
+    from interp.circuits.curve import FaithfulnessCurve
+    from interp.circuits.discovery import Discovery
+    from interp.circuits.evaluation import CircuitEvaluation
     from interp.circuits.knockout import Knockout
-    from interp.circuits.stages import Discovery
     from interp.tasks.prompts import PromptSet
 
 app = typer.Typer(
@@ -74,8 +75,8 @@ def ioi(
     """Find the circuit of indirect object identification by path patching, stage by stage, and evaluate it."""
     if to is not None:
         require_free(to)
+    from interp.circuits.discovery import Thresholds
     from interp.circuits.ioi import REFERENCE, ioi_circuit, ioi_knockout
-    from interp.circuits.stages import Thresholds
     from interp.tasks.ioi import ioi_prompts
 
     started = datetime.now(timezone.utc)
@@ -125,7 +126,7 @@ def colored_objects(
     if to is not None:
         require_free(to)
     from interp.circuits.colored_objects import REFERENCE, colored_objects_circuit, colored_objects_knockout
-    from interp.circuits.stages import Thresholds
+    from interp.circuits.discovery import Thresholds
     from interp.tasks.colored_objects import colored_object_prompts
 
     started = datetime.now(timezone.utc)
@@ -187,7 +188,8 @@ def _evaluated(
     found: Discovery, knockout: Callable[[str | None], Knockout], scope: str, size: int, random: int
 ) -> tuple[CircuitEvaluation, FaithfulnessCurve] | None:
     """The circuit of a scope and the curve of all heads, or None where there is no circuit or nothing to explain."""
-    from interp.circuits.evaluation import evaluate_circuit, faithfulness_curve
+    from interp.circuits.curve import faithfulness_curve
+    from interp.circuits.evaluation import evaluate_circuit
 
     at = None if scope == "everywhere" else scope
     try:

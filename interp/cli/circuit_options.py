@@ -11,7 +11,7 @@ import typer
 from interp.cli.console import progress, say
 
 if TYPE_CHECKING:
-    from interp.circuits.stages import Discovery, Thresholds
+    from interp.circuits.discovery import Discovery, Thresholds
     from interp.tasks.prompts import PromptSet
     from interp.tracing.model import Model
 

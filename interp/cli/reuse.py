@@ -16,9 +16,9 @@ from interp.errors import BadInput
 from interp.runs import require_free
 
 if TYPE_CHECKING:
+    from interp.circuits.discovery import Discovery
     from interp.circuits.repair import Repair
     from interp.circuits.reuse import CircuitReuse
-    from interp.circuits.stages import Discovery
     from interp.tasks.prompts import PromptSet
     from interp.tracing.model import Model
 
@@ -50,9 +50,9 @@ def reuse(
         require_free(to)
     forced = None if force is None else parse_heads(force)
     from interp.circuits.colored_objects import colored_objects_circuit
+    from interp.circuits.discovery import Thresholds
     from interp.circuits.ioi import ioi_circuit
     from interp.circuits.reuse import circuit_reuse
-    from interp.circuits.stages import Thresholds
     from interp.tasks.colored_objects import colored_object_prompts
     from interp.tasks.ioi import ioi_prompts
 

@@ -9,10 +9,11 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
-from interp.circuits.evaluation import CircuitEvaluation, FaithfulnessCurve
+from interp.circuits.curve import FaithfulnessCurve
+from interp.circuits.discovery import Discovery
+from interp.circuits.evaluation import CircuitEvaluation
 from interp.circuits.repair import Repair
 from interp.circuits.reuse import CircuitReuse
-from interp.circuits.stages import Discovery
 
 
 def role_maps(scores: Mapping[str, np.ndarray], title: str = "") -> go.Figure:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from interp.circuits.circuit import Circuit, all_heads, random_like
-from interp.circuits.evaluation import FaithfulnessCurve, evaluate_circuit, faithfulness_curve
+from interp.circuits.curve import FaithfulnessCurve, faithfulness_curve
+from interp.circuits.evaluation import evaluate_circuit
 from interp.circuits.ioi import ioi_knockout
 from interp.circuits.knockout import knockout
 from interp.errors import BadInput

@@ -9,8 +9,8 @@ import pytest
 
 import interp
 from interp.circuits.colored_objects import colored_objects_circuit
+from interp.circuits.discovery import Thresholds
 from interp.circuits.ioi import ioi_circuit
-from interp.circuits.stages import Thresholds
 from interp.errors import BadInput, SiteUnavailable
 from interp.runs import load_run
 from interp.tasks.colored_objects import colored_object_prompts

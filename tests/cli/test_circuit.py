@@ -18,7 +18,7 @@ FEW = ("--prompts", 12)
 
 def test_the_ioi_circuit_of_pocket_is_found_evaluated_and_written(interp: Interp, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "ioi"
-    arguments = ("--test", 6, "--reference", 32, "--random", 2, "--size", 6, "--out", run, "--seed", 3, "--json")
+    arguments = ("--test", 6, "--reference", 32, "--random", 2, "--size", 4, "--out", run, "--seed", 3, "--json")
     done = interp("circuit", "ioi", "pocket", *FEW, *arguments)
     assert done.code == 0
     document = done.json
@@ -28,7 +28,7 @@ def test_the_ioi_circuit_of_pocket_is_found_evaluated_and_written(interp: Interp
     assert document["roles"]["subject suppressor"]
     assert set(document["evaluations"]) == {"end", "everywhere"}
     for scope, evaluation in document["evaluations"].items():
-        assert len(evaluation["heads"]) == 6
+        assert len(evaluation["heads"]) == 4
         assert len(evaluation["random"]) == 2
         assert evaluation["parameters"]["at"] == scope
         assert {"cpr", "cmd", "kept", "curve", "completeness", "minimality"} <= set(evaluation)
@@ -51,7 +51,7 @@ def test_without_test_prompts_the_circuit_is_only_shown(
 
 
 def test_a_task_that_the_model_does_not_do_is_said_to_mean_little(interp: Interp) -> None:
-    done = interp("circuit", "colored-objects", "pocket", *FEW, "--test", 0, "--json")
+    done = interp("circuit", "colored-objects", "pocket", "--prompts", 24, "--test", 0, "--json")
     assert done.code == 0
     assert "effects are noise" in done.err
     assert done.json["accuracy"] < 0.7

@@ -1,0 +1,236 @@
+"""What the staged discovery of a circuit is told and what it finds: stages, tests of roles, and their results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from interp.circuits.circuit import Circuit
+from interp.circuits.evidence import CopyScores, Link
+from interp.errors import BadInput
+from interp.heads.ablation import Head
+from interp.patching.path import PathPatchingResult
+from interp.runs import Run, save_run
+from interp.stats import Interval, bootstrap_interval
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class RoleTest:
+    """What makes a head of a stage one of `role`: attention along `link`, the sign of its effect, what it copies.
+
+    `copies`: 1 for heads that write what they attend to, -1 for those that write against it, 0 where it is no matter.
+    """
+
+    role: str
+    link: Link
+    sign: Literal[1, -1] = 1
+    copies: Literal[1, 0, -1] = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Senders at the position `at`, to the `component` of the heads that have the roles `feeds` (none: the logits)."""
+
+    name: str
+    feeds: tuple[str, ...]
+    component: Literal["logits", "q", "k", "v"]
+    at: str
+    tests: tuple[RoleTest, ...]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From where on a head counts: `effect` as a share of the way from clean to corrupted (absolute), `attention` as
+    mean probability along the link of its role, `copy` as share of copied tokens."""
+
+    effect: float = 0.02
+    attention: float = 0.3
+    copy: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 <= value <= 1:
+                raise BadInput(f"the threshold {name}={value} is not a share between 0 and 1")
+
+
+@dataclass(frozen=True, eq=False)
+class StageResult:
+    """What a stage found: the effect of every sender and the attention along every link, `[layer head]`.
+
+    `patched` is None where no head of the roles it feeds was found after the first layer, so that none can be fed.
+    """
+
+    stage: Stage
+    receivers: tuple[Head, ...]
+    patched: PathPatchingResult | None
+    attention: Mapping[Link, np.ndarray]
+    found: Mapping[Head, str]
+
+    @property
+    def effects(self) -> np.ndarray:
+        """Share of the way to the corrupted logit difference, `[layer head]`; 0 for heads that sent nothing."""
+        shape = next(iter(self.attention.values())).shape
+        return np.zeros(shape) if self.patched is None else np.nan_to_num(self.patched.effects)
+
+    @property
+    def certain(self) -> np.ndarray:
+        """How far the interval of every effect stays away from 0, `[layer head]`; 0 where it holds 0."""
+        grid = np.zeros(self.effects.shape)
+        if self.patched is not None:
+            frame = self.patched.frame
+            away = np.maximum(frame["effect_ratio_of_means_low"], -frame["effect_ratio_of_means_high"])
+            grid[frame["layer"], frame["head"]] = np.nan_to_num(away).clip(0)
+        return grid
+
+    @property
+    def moved(self) -> tuple[np.ndarray, np.ndarray]:
+        """How far every prompt's logit difference moved, `[prompt layer head]`, and the way it had to go `[prompt]`."""
+        assert self.patched is not None
+        clean = self.patched.clean[0]
+        grid = np.zeros((len(clean), *self.effects.shape))
+        layers, heads = zip(*self.patched.senders, strict=True)
+        grid[:, layers, heads] = self.patched.values[:, 0].T - clean[:, None]
+        return grid, self.patched.corrupted[0] - clean
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Discovery:
+    """All stages of one task on one model."""
+
+    task: str
+    stages: tuple[StageResult, ...]
+    copies: CopyScores
+    accuracy: float
+    """Share of prompts whose answer is the most probable token."""
+    model: Mapping[str, Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{len(heads)} {role}" for role, heads in self.by_role.items()) or "no head with a role"
+        return f"Discovery({self.task} on {self.model['name']}: {found})"
+
+    @property
+    def contrast(self) -> Interval:
+        """Mean logit difference of the clean prompts minus that of the corrupted ones, with its interval.
+
+        Effects are shares of it: where it may be 0, the model does not tell the two apart and effects are noise.
+        """
+        patched = self.stages[0].patched
+        assert patched is not None
+        return bootstrap_interval(patched.clean[0] - patched.corrupted[0], seed=self.seed)
+
+    @property
+    def roles(self) -> dict[Head, str]:
+        """The role of every head that has one; of a head that several stages found, the first."""
+        found: dict[Head, str] = {}
+        for result in self.stages:
+            for head, role in result.found.items():
+                found.setdefault(head, role)
+        return found
+
+    @property
+    def by_role(self) -> dict[str, tuple[Head, ...]]:
+        """The heads of every role, whichever stages found them, strongest first."""
+        found: dict[str, tuple[Head, ...]] = {}
+        for result in self.stages:
+            for test in result.stage.tests:
+                heads = tuple(head for head, role in result.found.items() if role == test.role)
+                if heads:
+                    found[test.role] = heads
+        return found
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """Of every head the largest absolute effect of any stage, `[layer head]`."""
+        return np.max([np.abs(result.effects) for result in self.stages], axis=0)
+
+    def circuit(self, size: int | None = None, at: str | None = None) -> Circuit:
+        """The heads whose effect at some stage reaches the threshold and is no accident of the prompts, with roles.
+
+        An effect is no accident where its interval does not hold 0; heads come in the order of the bound nearest to 0.
+        At most `size` of them; only by what they do at the position `at`, if one is named. Raises BadInput where no
+        head is left.
+        """
+        least = self.parameters["thresholds"]["effect"]
+        chosen = [result for result in self.stages if at is None or result.stage.at == at]
+        bounds = [np.where(np.abs(result.effects) >= least, result.certain, 0) for result in chosen]
+        scores = np.max([np.zeros_like(self.scores), *bounds], axis=0)
+        order = [divmod(int(i), scores.shape[1]) for i in np.argsort(-scores, axis=None, kind="stable")]
+        heads = tuple(head for head in order if scores[head] > 0)[:size]
+        if not heads:
+            where = f" at {at}" if at else ""
+            raise BadInput(
+                f"no head of {self.model['name']} certainly reaches an effect of {least} in {self.task}{where}: take "
+                f"more prompts or lower the threshold, unless the model does not solve the task (accuracy "
+                f"{self.accuracy:.2f})"
+            )
+        return Circuit(heads, {head: role for head, role in self.roles.items() if head in heads})
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a stage and sender, strongest first within a stage.
+
+        Columns: stage, layer, head, effect with its interval over prompts, the attention along every link of the stage,
+        copy and anti_copy scores, the role it has by the tests of this stage.
+        """
+        parts = [_stage_frame(result, self.copies) for result in self.stages if result.patched is not None]
+        return pd.concat(parts, ignore_index=True)
+
+    def plot(self) -> go.Figure:
+        """The heads with roles, layer by layer, and which of them feed which."""
+        from interp.plots.circuits import circuit_graph
+
+        return circuit_graph(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self!r}</p>{self.frame.head(20).to_html(index=False)}"
+
+    def save(self, path: str | Path, started: datetime | None = None, **files: Any) -> Run:
+        """Write a run folder: the frame, and every stage's effects. Raises UnwritableOutput."""
+        return save_run(
+            path,
+            kind="circuit",
+            parameters={
+                "task": self.task,
+                "accuracy": self.accuracy,
+                "contrast": str(self.contrast),
+                "roles": {role: [list(head) for head in heads] for role, heads in self.by_role.items()},
+                **self.parameters,
+            },
+            model=self.model,
+            seed=self.seed,
+            frame=self.frame,
+            arrays={f"effects.{result.stage.name}": result.effects for result in self.stages},
+            files=files,
+            started=started,
+        )
+
+
+def _stage_frame(result: StageResult, copies: CopyScores) -> pd.DataFrame:
+    assert result.patched is not None
+    patched = result.patched.frame
+    at = (patched["layer"].to_numpy(), patched["head"].to_numpy())
+    columns = {
+        "stage": result.stage.name,
+        "layer": at[0],
+        "head": at[1],
+        "effect": patched["effect_ratio_of_means"],
+        "low": patched["effect_ratio_of_means_low"],
+        "high": patched["effect_ratio_of_means_high"],
+    }
+    columns |= {f"{query}→{key}": values[at] for (query, key), values in result.attention.items()}
+    columns |= {"copy": copies.positive[at], "anti_copy": copies.negative[at]}
+    columns |= {"role": [result.found.get(head, "") for head in zip(*at, strict=True)], "n": patched["n"]}
+    frame = pd.DataFrame(columns)
+    return frame.sort_values("effect", key=np.abs, ascending=False, kind="stable", ignore_index=True)
