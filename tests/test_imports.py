@@ -24,6 +24,9 @@ LEVELS = {
     "interp.tracing": 2,
     "interp.tasks": 2,
     "interp": 3,  # the public face itself, not what is below it
+    "interp.attention_summary": 3,
+    "interp.logit_lens": 3,
+    "interp.next_token": 3,
     "interp.conformance": 3,
     "interp.conformance.__main__": 5,  # a command
     "interp.patching": 3,

@@ -1,0 +1,86 @@
+"""Figures of what a model says: by layer and position, and next."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+import plotly.graph_objects as go
+
+from interp.plots.template import COLOURS, SEQUENTIAL, TEMPLATE
+
+if TYPE_CHECKING:
+    from interp.logit_lens import LogitLens
+    from interp.next_token import NextToken
+
+LABELLED = 24
+"""Positions up to which every cell says its token; beyond, only the hover does."""
+
+
+def visible(token: str) -> str:
+    """A token as a figure shows it: markup as text, spaces and line ends to be seen."""
+    return escape(token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·") or "∅")
+
+
+def lens_map(lens: LogitLens) -> go.Figure:
+    """Heat map of the probability of the most probable next token: sites upwards, positions to the right."""
+    probability = np.exp(lens.log_probabilities[:, :, 0])
+    said = np.array([[visible(lens.said[int(i)]) for i in row] for row in lens.ids[:, :, 0]], dtype=object)
+    ticks = [f"{i} {visible(token)}" for i, token in enumerate(lens.tokens)]
+    figure = go.Figure(
+        go.Heatmap(
+            z=probability,
+            y=list(lens.sites),
+            text=said,
+            texttemplate="%{text}" if len(lens.tokens) <= LABELLED else None,
+            customdata=np.stack([lens.entropy, lens.kl], axis=-1),
+            hovertemplate="%{y}, position %{x}<br>says %{text} (p = %{z:.3f})<br>entropy %{customdata[0]:.2f} nats, "
+            "KL from the model's prediction %{customdata[1]:.2f} nats<extra></extra>",
+            colorscale=SEQUENTIAL,
+            zmin=0,
+            zmax=1,
+            colorbar={"title": "probability"},
+        )
+    )
+    step = -(-len(ticks) // 48)
+    figure.update_xaxes(
+        title="position and token", tickvals=list(range(0, len(ticks), step)), ticktext=ticks[::step], showgrid=False
+    )
+    figure.update_yaxes(title="read after", showgrid=False)
+    figure.update_layout(
+        template=TEMPLATE, title=f"logit lens of {escape(str(lens.model['name']))}", height=160 + 32 * len(lens.sites)
+    )
+    return figure
+
+
+def next_token_bars(result: NextToken) -> go.Figure:
+    """Probabilities of the most probable next tokens, with edits those under them beside."""
+    names = [f"{visible(token)} ({number})" for token, number in zip(result.said, result.ids, strict=True)]
+    series = {"as it is": result.log_probabilities}
+    if result.edited is not None:
+        series["edited"] = result.edited
+    figure = go.Figure(
+        [
+            go.Bar(
+                x=np.exp(values),
+                y=names,
+                orientation="h",
+                name=name,
+                marker_color=colour,
+                hovertemplate="%{y}: %{x:.4f}<extra>" + name + "</extra>",
+            )
+            for colour, (name, values) in zip(COLOURS, series.items(), strict=False)
+        ]
+    )
+    figure.update_layout(
+        template=TEMPLATE,
+        title="next token",
+        barmode="group",
+        showlegend=result.edited is not None,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        height=120 + 26 * len(names),
+    )
+    figure.update_xaxes(title="probability", range=[0, 1])
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure
