@@ -55,7 +55,7 @@ Evaluations = dict[str, "tuple[CircuitEvaluation, FaithfulnessCurve]"]
 def ioi(
     model: ModelName,
     prompts: Prompts = 100,
-    test: Test = 64,
+    test: Test = 48,
     order: Annotated[Literal["ABBA", "BABA", "mixed"], typer.Option(help="Who is named first.")] = "mixed",
     style: IOIStyle = None,
     size: Size = None,
@@ -106,7 +106,7 @@ def ioi(
 def colored_objects(
     model: ModelName,
     prompts: Prompts = 100,
-    test: Test = 64,
+    test: Test = 48,
     style: ColorStyle = None,
     size: Size = None,
     random: RandomCircuits = 20,
