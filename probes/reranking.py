@@ -5,7 +5,7 @@ Every number is one of a question, averaged over questions with bootstrap interv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from typing import Any
@@ -59,7 +59,7 @@ def rank(
     the samples of some question, and for traces nobody checked.
     """
     questions = _questions(scored)
-    ks = _possible(ks, questions)
+    ks = possible(ks, map(len, questions))
     answers, correct = scored.frame.answer.tolist(), scored.correct
     rng = np.random.default_rng(seed)
     orders: dict[str, list[list[np.ndarray]]] = {
@@ -108,7 +108,7 @@ def picks(scored: Scored, ks: Sequence[int] = (1, 4, 8, 16)) -> pd.DataFrame:
     No labels are needed. Raises BadInput as `rank`.
     """
     questions, answers = _questions(scored), scored.frame.answer.tolist()
-    ks = _possible(ks, questions)
+    ks = possible(ks, map(len, questions))
     best = _ordered(scores(scored)["clue"], questions)
     return pd.DataFrame(
         {
@@ -151,8 +151,9 @@ def _ordered(values: np.ndarray, questions: Sequence[np.ndarray]) -> list[np.nda
     return [rows[np.argsort(-values[rows], kind="stable")] for rows in questions]
 
 
-def _possible(ks: Sequence[int], questions: Sequence[np.ndarray]) -> list[int]:
-    fewest = min(map(len, questions))
+def possible(ks: Sequence[int], samples: Iterable[int]) -> list[int]:
+    """The ks in order, once each; raises BadInput where some question has fewer samples, or a k is below 1."""
+    fewest = min(samples)
     if not ks or min(ks) < 1 or max(ks) > fewest:
         raise BadInput(f"k of {list(ks)}: each must be from 1 to {fewest}, the fewest samples of a question")
     return sorted(set(ks))

@@ -1,0 +1,331 @@
+"""`interp probe verify`: sample traces, learn what tells right from wrong ones, and pick answers by it (CLUE)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from interp.cli.console import emit, out, progress, say, show_facts, show_frame
+from interp.cli.models import load_model
+from interp.cli.options import Attention, Device, DType, Json, ModelName, Out, Resume, Revision, Seed, numbers
+from interp.errors import BadInput
+from interp.runs import Journal, require_free, save_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.tasks.problems import Problems
+    from interp.tracing.model import Model
+    from probes.traces import Experience
+
+app = typer.Typer(help="Tell right from wrong reasoning by hidden-state clusters (CLUE).", no_args_is_help=True)
+
+Traces = Annotated[
+    Path,
+    typer.Argument(help="A run of `collect`, or a .jsonl of question, response and correct.", show_default=False),
+]
+Open = Annotated[str | None, typer.Option("--open", help="Text that opens the reasoning.", show_default="the task's")]
+Close = Annotated[
+    str | None, typer.Option("--close", help="Text that closes the reasoning.", show_default="the task's")
+]
+MissingPolicy = Annotated[
+    Literal["refuse", "drop", "ends"],
+    typer.Option(help="Traces that lack a delimiter: refuse, leave out, or take the ends of prompt and trace."),
+]
+Batch = Annotated[int, typer.Option("--batch", help="Traces in one forward pass.", min=1)]
+Certainty = Annotated[
+    bool, typer.Option("--certainty/--no-certainty", help="Self-certainty, which needs the logits of every token.")
+]
+
+
+@app.command()
+def collect(
+    model: ModelName,
+    to: Out,
+    task: Annotated[
+        str, typer.Option(help="addition, or a .jsonl of question and answer.", show_default="addition")
+    ] = "addition",
+    questions: Annotated[int, typer.Option("-q", "--questions", help="Sums of the task addition.", min=1)] = 100,
+    digits: Annotated[str, typer.Option(help="Fewest and most digits of the summands.")] = "2,4",
+    template: Annotated[str, typer.Option(help="Prompt of a question of your own file.")] = "{question}",
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="Regular expression of the answer; the last match counts.", show_default="last number"),
+    ] = None,
+    compare: Annotated[Literal["numeric", "exact"], typer.Option(help="When two answers are the same.")] = "numeric",
+    opening: Open = None,
+    closing: Close = None,
+    samples: Annotated[int, typer.Option("-n", "--samples", help="Responses to each question.", min=1)] = 16,
+    temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the smallest set of tokens with this share.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample from this many tokens.", show_default="all")] = None,
+    most: Annotated[int, typer.Option("--max-new-tokens", help="Longest response.", min=1)] = 256,
+    batch: Annotated[int, typer.Option("--batch", help="Samples of a question generated at once.", min=1)] = 32,
+    resume: Resume = False,
+    device: Device = None,
+    dtype: DType = None,
+    attention: Attention = None,
+    revision: Revision = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Sample responses to problems with known answers, and check them."""
+    require_free(to)
+
+    from probes import sampling
+
+    problems = _problems(task, questions, digits, template, pattern, compare, _delimiters(opening, closing), seed)
+    loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
+    try:
+        with progress("sampling") as report:
+            found = sampling.collect(
+                loaded,
+                problems,
+                samples,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                max_new_tokens=most,
+                batch_size=batch,
+                seed=seed,
+                path=to,
+                resume=resume,
+                progress=report,
+            )
+    except KeyboardInterrupt:
+        say(f"Interrupted. What is finished is in {Journal.beside(to)}; the same command with --resume goes on.")
+        raise
+    facts = _facts(found)
+    if json:
+        emit({"run": str(to), **facts})
+        return
+    show_facts(f"Traces of {loaded.spec.name}", {**facts, "run": to})
+
+
+@app.command()
+def fit(
+    model: ModelName,
+    traces: Traces,
+    to: Out,
+    test: Annotated[float, typer.Option(help="Share of questions kept to verify on.")] = 0.5,
+    missing: MissingPolicy = "refuse",
+    opening: Open = None,
+    closing: Close = None,
+    certainty: Certainty = True,
+    batch: Batch = 16,
+    device: Device = None,
+    dtype: DType = None,
+    attention: Attention = None,
+    revision: Revision = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Learn the centroids on some questions, and verify the traces of the others."""
+    require_free(to)
+
+    from probes.clue import CENTROIDS_FILE, score
+    from probes.clue import fit as learn
+    from probes.verification import verify
+
+    started = datetime.now(timezone.utc)
+    loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
+    experience = _experience(traces, loaded, opening, closing)
+    learned, held_out = experience.split(test, seed)
+    held_out.labels()  # both kinds must be there; said before the model runs
+    with progress("learning") as report:
+        centroids = learn(loaded, learned, missing=missing, certainty=certainty, batch_size=batch, progress=report)
+    with progress("verifying") as report:
+        scored = score(loaded, held_out, centroids, certainty=certainty, batch_size=batch, progress=report)
+    result = verify(scored, seed=seed)
+    save_run(
+        to,
+        kind="clue-verification",
+        parameters={
+            **result.parameters,
+            "traces": str(traces),
+            "test": test,
+            "missing": missing,
+            "delimiters": experience.delimiters,
+            "learned": centroids.parameters,
+            "counts": centroids.counts,
+        },
+        model=dict(result.model),
+        seed=seed,
+        frame=result.frame,
+        arrays={
+            "to_success": scored.to_success,
+            "to_failure": scored.to_failure,
+            "projection": scored.projection,
+            "correct": scored.correct,
+            **{f"layers.{name}": result.layers[name].to_numpy() for name in result.layers},
+        },
+        files={CENTROIDS_FILE: centroids.save},
+        started=started,
+    )
+    if json:
+        tables = {"scores": result.frame.to_dict("records"), "layers": result.layers.to_dict("records")}
+        emit(
+            {"run": str(to), "learned": _facts(learned), "held_out": _facts(held_out), "found": scored.places, **tables}
+        )
+        return
+    show_facts("Held-out questions", {**_facts(held_out), "delimiters found": _counts(scored.places)})
+    show_frame("verification, with intervals over questions", result.frame)
+    show_frame("layers", result.layers)
+    _show_run(to)
+
+
+@app.command()
+def rank(
+    model: ModelName,
+    traces: Traces,
+    centroids: Annotated[Path, typer.Option(help="A run of `fit`, or its file.", show_default=False)],
+    to: Out,
+    ks: Annotated[str, typer.Option("--k", help="Sizes of the majorities among the best.")] = "1,4,8,16",
+    opening: Open = None,
+    closing: Close = None,
+    certainty: Certainty = True,
+    batch: Batch = 16,
+    device: Device = None,
+    dtype: DType = None,
+    attention: Attention = None,
+    revision: Revision = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Pick the answer of each question that the centroids were not learned from."""
+    require_free(to)
+
+    from probes.clue import Centroids, score
+    from probes.reranking import picks, possible
+    from probes.reranking import rank as rerank
+
+    started = datetime.now(timezone.utc)
+    wanted = numbers("--k", ks, int)
+    learned = Centroids.load(centroids)
+    loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
+    every = _experience(traces, loaded, opening, closing)
+    experience = learned.unseen(every)
+    if left := len(every.questions) - len(experience.questions):
+        say(f"{left} of {len(every.questions)} questions are those the centroids were learned from, and are left out.")
+    possible(wanted, Counter(response.question for response in experience).values())
+    with progress("scoring") as report:
+        scored = score(loaded, experience, learned, certainty=certainty, batch_size=batch, progress=report)
+    picked = picks(scored, wanted)
+    checked = bool(scored.frame.correct.notna().all())
+    ranking = rerank(scored, wanted, seed=seed) if checked else None
+    about = {"traces": str(traces), "centroids": str(centroids), "k": wanted, "found": dict(scored.places)}
+    table = picked if ranking is None else ranking.frame
+    save_run(
+        to,
+        kind="clue-ranking",
+        parameters=about,
+        model=dict(learned.model),
+        seed=seed,
+        frame=table,
+        arrays={"to_success": scored.to_success, "to_failure": scored.to_failure},
+        files={"picks.jsonl": lambda path: _write_lines(picked, path)},
+        started=started,
+    )
+    if json:
+        emit(
+            {
+                "run": str(to),
+                "left_out": left,
+                "ranking": _records(ranking and ranking.frame),
+                "picks": _records(picked),
+            }
+        )
+        return
+    if ranking is None:
+        show_frame("picked answers", picked)
+        say("Not all traces are known to be right or wrong, so nothing says how good the picks are.")
+    else:
+        show_frame(
+            "accuracy of what is picked, and its gain over the majority of all samples", _readable(ranking.frame)
+        )
+    _show_run(to)
+
+
+def _problems(
+    task: str,
+    questions: int,
+    digits: str,
+    template: str,
+    pattern: str | None,
+    compare: str,
+    delimiters: tuple[str, str] | None,
+    seed: int,
+) -> Problems:
+    from dataclasses import replace
+
+    from interp.pocket.documents import is_held_out
+    from interp.tasks.addition import addition_problems
+    from interp.tasks.problems import LAST_NUMBER, Problems
+
+    if task == "addition":
+        between = numbers("--digits", digits, int)
+        if len(between) != 2:
+            raise BadInput(f"--digits {digits} is not a fewest and a most, such as 2,4")
+        made = addition_problems(questions, seed, (between[0], between[1]), is_held_out)
+        return replace(made, delimiters=delimiters or made.delimiters)
+    if Path(task).suffix != ".jsonl":
+        raise BadInput(f"there is no task {task!r}: give addition, or a .jsonl file of question and answer")
+    return Problems.from_jsonl(
+        task, template=template, pattern=pattern or LAST_NUMBER, compare=compare, delimiters=delimiters
+    )
+
+
+def _delimiters(opening: str | None, closing: str | None) -> tuple[str, str] | None:
+    if (opening is None) != (closing is None):
+        raise BadInput("--open and --close go together")
+    return None if opening is None or closing is None else (opening, closing)
+
+
+def _experience(traces: Path, model: Model, opening: str | None, closing: str | None) -> Experience:
+    from dataclasses import replace
+
+    from probes.traces import Experience
+
+    delimiters = _delimiters(opening, closing)
+    if traces.is_dir():
+        found = Experience.load(traces)
+        return found if delimiters is None else replace(found, delimiters=delimiters)
+    return Experience.from_jsonl(traces, model.tokenizer, delimiters)
+
+
+def _facts(experience: Experience) -> dict[str, Any]:
+    checked = [response.correct for response in experience if response.correct is not None]
+    return {
+        "traces": len(experience),
+        "questions": len(experience.questions),
+        "right": sum(checked) / len(checked) if checked else float("nan"),
+        "without an answer": sum(response.answer is None for response in experience),
+    }
+
+
+def _counts(places: Any) -> str:
+    return ", ".join(f"{kind}: {count}" for kind, count in places.items() if count)
+
+
+def _records(frame: pd.DataFrame | None) -> list[dict[str, Any]] | None:
+    return None if frame is None else frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def _readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """A way of picking in one word: top-maj@4, majority@n."""
+    names = [
+        f"{pick}@{'n' if whole else k}" for pick, k, whole in zip(frame["pick"], frame.k, frame.k.isna(), strict=True)
+    ]
+    return frame.drop(columns="k").assign(pick=names)
+
+
+def _write_lines(frame: pd.DataFrame, path: Path) -> None:
+    frame.to_json(path, orient="records", lines=True)
+
+
+def _show_run(run: Path) -> None:
+    out.print(f"Run: {run}", markup=False, highlight=False, soft_wrap=True)

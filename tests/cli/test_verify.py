@@ -1,0 +1,130 @@
+"""`interp probe verify`: from samples to picked answers, on the bundled model and on your own files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interp.runs import load_run
+from probes.clue import CENTROIDS_FILE, Centroids
+from probes.traces import Experience
+
+Interp = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six sums of two digits, six samples each, at a temperature where the bundled model errs."""
+    import interp
+    from interp.pocket.documents import is_held_out
+    from interp.tasks.addition import addition_problems
+    from probes.sampling import collect
+
+    run = tmp_path_factory.mktemp("verify") / "traces"
+    task = addition_problems(6, 0, (2, 2), is_held_out)
+    collect(interp.load("pocket"), task, 6, temperature=1.9, max_new_tokens=40, path=run)
+    return run
+
+
+def test_samples_are_collected_and_counted(interp: Interp, tmp_path: Path) -> None:
+    run = tmp_path / "traces"
+    command = ("probe", "verify", "collect", "pocket", "-q", 2, "--digits", "2,2", "-n", 3, "--out", run)
+    done = interp(*command, "--temperature", 1.5, "--max-new-tokens", 30, "--json")
+    assert done.code == 0, done.err
+    assert (done.json["traces"], done.json["questions"]) == (6, 2)
+    experience = Experience.load(run)
+    assert experience.parameters["temperature"] == 1.5
+    assert experience.delimiters == ("Steps:", "Answer:")
+    right = sum(bool(response.correct) for response in experience)
+    assert done.json["right"] == pytest.approx(right / 6)
+    again = interp(*command, "--temperature", 1.5)
+    assert again.code == 2
+    assert "already holds a run" in again.err
+
+
+def test_centroids_are_fitted_verified_and_used_to_rank_other_questions_only(
+    interp: Interp, sampled: Path, tmp_path: Path
+) -> None:
+    fitted, ranked = tmp_path / "fit", tmp_path / "rank"
+    done = interp("probe", "verify", "fit", "pocket", sampled, "--missing", "ends", "--out", fitted, "--json")
+    assert done.code == 0, done.err
+    assert done.json["learned"]["questions"] == done.json["held_out"]["questions"] == 3
+    assert {row["score"] for row in done.json["scores"]} >= {"clue margin", "length", "log-probability"}
+    assert [row["layer"] for row in done.json["layers"]] == [0, 1, 2, 3]
+    assert sum(done.json["found"].values()) == 18
+    run = load_run(fitted)
+    assert run.record.kind == "clue-verification"
+    assert run.arrays["to_success"].shape == (18, 4)
+    assert Centroids.load(fitted).model["fingerprint"] == run.record.model["fingerprint"]
+
+    done = interp(
+        "probe", "verify", "rank", "pocket", sampled, "--centroids", fitted / CENTROIDS_FILE, "--k", "1,6",
+        "--out", ranked,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "3 of 6 questions are those the centroids were learned from" in done.err
+    for name in ("majority@n", "top-maj@6", "pass@n"):
+        assert name in done.out
+    lines = [json.loads(line) for line in (ranked / "picks.jsonl").read_text().splitlines()]
+    assert [line["top-maj@6"] for line in lines] == [line["majority"] for line in lines]
+    seen = {response.question for response in Experience.load(sampled)} - {line["question"] for line in lines}
+    assert len(seen) == 3
+    frame = load_run(ranked).frame
+    assert set(frame["pick"]) == {"mean", "majority", "pass", "top-maj"}
+
+
+def test_unchecked_traces_of_your_own_are_ranked_without_a_verdict(
+    interp: Interp, sampled: Path, tmp_path: Path
+) -> None:
+    fitted, own = tmp_path / "fit", tmp_path / "own.jsonl"
+    command = ("probe", "verify", "fit", "pocket", sampled, "--missing", "ends", "--no-certainty", "--out", fitted)
+    done = interp(*command)
+    assert done.code == 0, done.err
+    assert "delimiters found" in done.out
+    rows = [
+        {
+            "question": "new",
+            "prompt": "Add 21 and 12.\nSteps:",
+            "response": f" 1 + 2 + 0 = {n}.\nAnswer: {n}",
+            "answer": n,
+        }
+        for n in (3, 3, 4)
+    ]
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rank = ("probe", "verify", "rank", "pocket", own, "--centroids", fitted, "--k", "1,3")
+    done = interp(*rank, "--open", "Steps:", "--close", "Answer:", "--out", tmp_path / "rank", "--json")
+    assert done.code == 0, done.err
+    assert done.json["ranking"] is None
+    assert done.json["picks"][0]["majority"] == done.json["picks"][0]["top-maj@3"] == "3"
+    done = interp(*rank, "--out", tmp_path / "other")
+    assert done.code == 2
+    assert "of reasoning between" in done.err
+
+
+def test_bad_requests_are_sentences_and_leave_nothing(
+    interp: Interp, sampled: Path, random_llama: Path, tmp_path: Path
+) -> None:
+    fitted = tmp_path / "fit"
+    verify = ("probe", "verify")
+    assert interp(*verify, "fit", "pocket", sampled, "--missing", "ends", "--no-certainty", "--out", fitted).code == 0
+    out = ("--out", tmp_path / "run")
+    for arguments, message in (
+        (("collect", "pocket", "--task", "sums"), "there is no task 'sums'"),
+        (("collect", "pocket", "--digits", "3"), "not a fewest and a most"),
+        (("collect", "pocket", "--open", "<think>"), "go together"),
+        (("collect", "pocket", "--temperature", "0"), "all samples of a question are the same"),
+        (("fit", "pocket", sampled, "--test", "1"), "leaves one side of the split empty"),
+        (("fit", random_llama, sampled), "these traces were written by"),
+        (("fit", "pocket", fitted), "is a run of clue-verification, not of traces"),
+        (("rank", "pocket", sampled, "--centroids", sampled), "does not hold centroids"),
+        (("rank", random_llama, sampled, "--centroids", fitted), "fit them again on traces of this model"),
+        (("rank", "pocket", sampled, "--centroids", fitted, "--k", "7"), "from 1 to 6"),
+    ):
+        done = interp(*verify, *arguments, *out)
+        assert done.code == 2, (arguments, done.err)
+        assert message in done.err, done.err
+    assert [p.name for p in tmp_path.iterdir()] == ["fit"]
