@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interp.errors import BadInput
 from interp.heads.mask import HeadMask
+from interp.heads.random_tokens import beginning, ordinary_tokens
 from interp.heads.scores import HeadScores, model_record
 from interp.tracing.model import Model
 from interp.tracing.plan import RowFold
@@ -41,13 +42,13 @@ def razor_scores(
     if segment < 2 or repeats < 2:
         raise BadInput(f"{repeats} copies of {segment} tokens repeat nothing; need two of two at least")
     generator = torch.Generator().manual_seed(seed)
-    usable = _ordinary_tokens(model)
-    fold = RowFold("mass", _RepeatMass(segment, len(_bos(model))))
+    usable = ordinary_tokens(model)
+    fold = RowFold("mass", _RepeatMass(segment, len(beginning(model))))
     samples = []
     for _ in range(sequences):
         part = usable[torch.randint(len(usable), (segment,), generator=generator)].tolist()
-        tokens = [*_bos(model), *part * repeats]
-        trace = model.run([tokens], read=fold, positions=slice(segment + len(_bos(model)), None))
+        tokens = [*beginning(model), *part * repeats]
+        trace = model.run([tokens], read=fold, positions=slice(segment + len(beginning(model)), None))
         samples.append(torch.stack([trace.folds["mass"][layer] for layer in range(model.spec.layers)]).cpu())
     mass = torch.stack(samples).double().numpy() / (segment * (repeats - 1))
     return HeadScores(
@@ -103,13 +104,3 @@ class _RepeatMass:
             return (gathered * real).sum((-1, -2))
 
         return torch.stack([mass(keys), mass(keys + 1)])
-
-
-def _ordinary_tokens(model: Model) -> Tensor:
-    special = set(getattr(model.tokenizer, "all_special_ids", ()))
-    return torch.tensor([token for token in range(model.spec.vocab) if token not in special])
-
-
-def _bos(model: Model) -> list[int]:
-    bos = getattr(model.tokenizer, "bos_token_id", None)
-    return [] if bos is None else [int(bos)]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import BadInput, choose
+from interp.heads.random_tokens import beginning, ordinary_tokens
 from interp.heads.scores import model_record
 from interp.runs import Run, save_run
 from interp.stats import bootstrap_means
@@ -112,7 +113,7 @@ def head_roles(
     as SEGMENT, or what the model's context and vocabulary hold. Raises BadInput where nothing would be repeated, for a
     segment that needs more different tokens than there are, and for no sequences; PromptTooLong beyond the context.
     """
-    usable, begin = _ordinary_tokens(model), _beginning(model)
+    usable, begin = ordinary_tokens(model), beginning(model)
     if segment is None:
         room = (model.spec.context or len(begin) + SEGMENT * repeats) - len(begin)
         segment = min(SEGMENT, room // max(repeats, 1), len(usable))
@@ -171,13 +172,3 @@ def _index(role: str) -> int:
     if role not in ROLES:
         raise BadInput(f"there is no role {role!r}; {choose(role, ROLES)}")
     return list(ROLES).index(role)
-
-
-def _ordinary_tokens(model: Model) -> Tensor:
-    special = set(getattr(model.tokenizer, "all_special_ids", ()))
-    return torch.tensor([token for token in range(model.spec.vocab) if token not in special])
-
-
-def _beginning(model: Model) -> list[int]:
-    bos = getattr(model.tokenizer, "bos_token_id", None)
-    return [] if bos is None else [int(bos)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from random import Random
 
 from interp.pocket.documents import Document, Item, Segment, Split, draw
-from interp.pocket.skills.words import a
 from interp.tasks.vocabulary import vocabulary
+from interp.tasks.words import with_article
 
 TEMPLATES = (
     "When {first} and {second} went to the {place}, {subject} gave {object} to",
@@ -24,7 +24,9 @@ ORDERS = ("ABBA", "BABA")
 def ioi(io: str, subject: str, order: str, template: int, place: str, thing: str) -> Item:
     """The prompt in which `subject` gives to `io`; ABBA names the indirect object first, BABA the subject."""
     first, second = (io, subject) if order == "ABBA" else (subject, io)
-    prompt = TEMPLATES[template].format(first=first, second=second, subject=subject, place=place, object=a(thing))
+    prompt = TEMPLATES[template].format(
+        first=first, second=second, subject=subject, place=place, object=with_article(thing)
+    )
     about = {"io": io, "subject": subject, "order": order, "template": template, "place": place, "object": thing}
     return Item(prompt, f" {io}", about)
 

@@ -6,15 +6,16 @@ from random import Random
 from typing import Any
 
 from interp.pocket.documents import Document, Item, Segment, Split, draw
-from interp.pocket.skills.words import a, listed
+from interp.pocket.skills.words import listed
 from interp.tasks.vocabulary import vocabulary
+from interp.tasks.words import with_article
 
 OPENERS = ("I see", "you see", "there is")
 
 
 def scene(surface: str, opener: str, things: list[tuple[str, str]]) -> str:
     """The sentence that lists coloured things, each an (object, colour) pair."""
-    return f"Q: On the {surface}, {opener} {listed([a(f'{color} {thing}') for thing, color in things])}."
+    return f"Q: On the {surface}, {opener} {listed([with_article(f'{color} {thing}') for thing, color in things])}."
 
 
 def question(thing: str) -> str:
