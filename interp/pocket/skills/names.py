@@ -5,19 +5,10 @@ from __future__ import annotations
 from random import Random
 
 from interp.pocket.documents import Document, Item, Segment, Split, draw
+from interp.tasks.ioi import POCKET as TEMPLATES
 from interp.tasks.vocabulary import vocabulary
 from interp.tasks.words import with_article
 
-TEMPLATES = (
-    "When {first} and {second} went to the {place}, {subject} gave {object} to",
-    "Then, {first} and {second} went to the {place}. {subject} gave {object} to",
-    "After {first} and {second} left the {place}, {subject} handed {object} to",
-    "While {first} and {second} were at the {place}, {subject} offered {object} to",
-    "Yesterday, {first} and {second} met at the {place}. {subject} brought {object} to",
-    "Then, {first} and {second} had a long talk at the {place}. {subject} showed {object} to",
-    "Because {first} and {second} liked the {place}, {subject} sold {object} to",
-    "Then, {first} and {second} were working at the {place}. {subject} decided to give {object} to",
-)
 ORDERS = ("ABBA", "BABA")
 
 
