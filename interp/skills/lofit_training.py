@@ -30,8 +30,8 @@ class Recipe:
 
     heads: how many get an offset. l1: weight of the sum of |A| while heads are selected. init: standard deviation of
     the first A and v. beta: of DPO. max_length: tokens a prompt and its completion may have together. dtype: what the
-    authors trained the model in; here that is for who loads the model to choose. The optimiser is AdamW without weight
-    decay, its rate falling linearly to 0.
+    authors trained the model in; here that is for who loads the model to choose. lora_learning_rate: of the LoRA that
+    offsets are compared with. The optimiser is AdamW without weight decay, its rate falling linearly to 0.
     """
 
     heads: int = 32
@@ -45,11 +45,13 @@ class Recipe:
     beta: float = 0.5
     max_length: int = 400
     dtype: str = "float32"
+    lora_learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise BadInput(f"there is no loss {self.loss!r}; {choose(self.loss, LOSSES)}")
-        for name in ("heads", "learning_rate", "selection_learning_rate", "epochs", "batch_size", "beta", "max_length"):
+        numbers = ("heads", "learning_rate", "selection_learning_rate", "lora_learning_rate", "epochs", "batch_size")
+        for name in (*numbers, "beta", "max_length"):
             if not getattr(self, name) > 0:
                 raise BadInput(f"{name} must be positive; got {getattr(self, name)}")
         for name in ("l1", "init"):
@@ -69,6 +71,8 @@ PUBLISHED: Mapping[str, Recipe] = {
     "llama-2-13b/clutrr": Recipe(48, 1e-2, 1e-3, 1e-3, dtype="bfloat16"),
 }
 """By model and task, as the authors' scripts have them."""
+POCKET = Recipe(3, 0.5, 0.1, 0.05, epochs=8, lora_learning_rate=0.1)
+"""For the bundled model, whose z is larger than that of models of billions of parameters: 3 of its 32 heads."""
 PUBLISHED_SEED = 42
 
 
@@ -107,7 +111,7 @@ class Objective:
     reference: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_prompts(self.prompts, self.recipe)
+        check_prompts(self.prompts, self.recipe)
         object.__setattr__(self, "reference", self._reference())
 
     def __call__(self, rows: Sequence[int], edits: Sequence[Edit]) -> Tensor:
@@ -177,7 +181,8 @@ def normal(shape: Sequence[int], recipe: Recipe, seed: int, device: torch.device
     return (recipe.init * torch.randn(*shape, generator=generator)).to(device).requires_grad_()
 
 
-def _check_prompts(prompts: PromptSet, recipe: Recipe) -> None:
+def check_prompts(prompts: PromptSet, recipe: Recipe) -> None:
+    """Raise BadInput, PromptTooLong for prompts that this recipe cannot be trained on."""
     if not len(prompts) or not prompts.answers:
         raise BadInput("there is nothing to train on: LoFiT needs prompts with answers")
     if recipe.loss == "dpo" and not prompts.distractors:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
 
 import interp
 from interp.errors import BadInput, MaskMismatch, UnreadableFile
@@ -23,32 +22,12 @@ from interp.skills.lofit_heads import (
 from interp.skills.lofit_training import Recipe, completion_log_probs
 from interp.tasks.prompts import PromptSet
 from tests.families import build
-from tests.planted import Head, Slots, plant
-
-VOCAB, WANTED, PLANTED = 8, 5, (1, 2)
-RECIPE = Recipe(heads=1, epochs=8, batch_size=4, learning_rate=0.3, selection_learning_rate=0.05)
-
-
-def one_head_reaches_the_answer() -> GPT2LMHeadModel:
-    """Every head copies its own token just as loudly; what all but 1.2 write, nothing reads."""
-    slots = Slots(64, 16, token=VOCAB, position=16, unread=VOCAB, out=VOCAB)
-    copy = {"q": slots.read("position"), "k": slots.read("position"), "v": slots.read("token")}
-    heads = {(layer, head): Head(**copy, o=slots.write("unread")) for layer in range(2) for head in range(4)}
-    heads[PLANTED] = Head(**copy, o=slots.write("out"))
-    return plant(slots, heads, layers=2, n_heads=4, vocab=VOCAB)
+from tests.skills.lofit_planted import PLANTED, RECIPE, VOCAB, WANTED, one_head_reaches_the_answer, task
 
 
 @pytest.fixture(scope="module")
 def model() -> interp.Model:
     return interp.wrap(one_head_reaches_the_answer(), name="planted")
-
-
-def task(answer: int | None) -> PromptSet:
-    """Three random tokens, then the answer: always the same token, or (None) the last one again."""
-    rows = np.random.default_rng(0).integers(0, VOCAB, (24, 3))
-    answers = [(int(row[-1]) if answer is None else answer,) for row in rows]
-    texts = tuple(str(i) for i in range(len(rows)))
-    return PromptSet(texts, tuple(tuple(map(int, row)) for row in rows), texts, tuple(answers))
 
 
 def right(model: interp.Model, prompts: PromptSet, edits: list[interp.Edit] | None = None) -> float:
@@ -81,12 +60,10 @@ def test_an_offset_of_the_planted_head_teaches_the_task_and_one_of_another_does_
 
 
 def test_dpo_teaches_it_too(model: interp.Model) -> None:
-    prompts = task(WANTED)
-    rejected = tuple((int(row[-1]) if row[-1] != WANTED else 0,) for row in prompts.tokens)
-    pairs = PromptSet(prompts.texts, prompts.tokens, prompts.answers, prompts.answer_tokens, prompts.texts, rejected)
+    pairs = task(WANTED)
     taught = fit_offsets(model, pairs, [PLANTED], Recipe(**{**vars(RECIPE), "loss": "dpo"}))
     chosen = completion_log_probs(model, pairs.tokens, pairs.answer_tokens, taught.edits(model))
-    other = completion_log_probs(model, pairs.tokens, rejected, taught.edits(model))
+    other = completion_log_probs(model, pairs.tokens, pairs.distractor_tokens, taught.edits(model))
     assert bool((chosen > other).all())
 
 

@@ -131,7 +131,7 @@ def test_training_lowers_the_loss_and_leaves_the_weights(precise: interp.Model) 
 
 def test_the_settings_are_the_published_ones() -> None:
     llama = PUBLISHED["llama-2-7b/truthfulqa"]
-    assert llama == Recipe(loss="dpo"), "they are the defaults"
+    assert llama == Recipe(loss="dpo"), "the defaults"
     assert (llama.heads, llama.learning_rate, llama.selection_learning_rate, llama.l1) == (32, 1e-2, 5e-3, 5e-4)
     assert {(recipe.batch_size, recipe.epochs, recipe.beta, recipe.init) for recipe in PUBLISHED.values()} == {
         (8, 5, 0.5, 1e-3)
