@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 class LogitLens:
     """Predictions after every site, `sites` in the order of the forward pass (first the embedding, `resid_pre.0`).
 
+    `tokens` are those at the positions that were read; `parameters["first"]` is the position of the first of them.
     `ids` and `log_probabilities` `[site position k]` are the k most probable next tokens (nats), `said` their texts by
     id; `entropy` and `kl` (from the model's own prediction) `[site position]` in nats; `following` `[site position]`
     the log-probability of the token that comes next in the prompt, NaN after the last.
@@ -60,7 +61,7 @@ class LogitLens:
         return pd.DataFrame(
             {
                 "site": [self.sites[i] for i in site],
-                "position": position,
+                "position": position + self.parameters.get("first", 0),
                 "token": [self.tokens[i] for i in position],
                 "said": [self.said[int(i)] for i in self.ids[:, :, 0].ravel()],
                 "probability": np.exp(self.log_probabilities[:, :, 0].ravel()),
@@ -71,7 +72,10 @@ class LogitLens:
         )
 
     def top(self, site: str, position: int = -1) -> pd.DataFrame:
-        """The k most probable tokens after a site at one position. Raises BadInput for what the lens does not hold."""
+        """The k most probable tokens after a site, at one of the positions that were read, counted among them.
+
+        Raises BadInput for what the lens does not hold.
+        """
         if site not in self.sites or not -len(self.tokens) <= position < len(self.tokens):
             raise BadInput(
                 f"the lens holds no {site} at position {position}: it has the sites {', '.join(self.sites)} and "
@@ -89,7 +93,7 @@ class LogitLens:
         return lens_map(self)
 
     def _repr_html_(self) -> str:
-        last = self.frame[self.frame.position == len(self.tokens) - 1]
+        last = self.frame[self.frame.position == self.frame.position.max()]
         return f"<p>{self!r}</p>{last.to_html(index=False)}"
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
@@ -120,31 +124,37 @@ class LogitLens:
         return cls(tokens, sites, **run.arrays, said=said, model=run.record.model, parameters=parameters)
 
 
-def logit_lens(model: Model, prompt: Prompts, *, top: int = 5) -> LogitLens:
+def logit_lens(model: Model, prompt: Prompts, *, top: int = 5, last: int | None = None) -> LogitLens:
     """Read the residual stream of one prompt after every layer as the model's own head does.
 
-    Costs one forward pass a layer. Raises BadInput for several prompts and for `top` outside the vocabulary,
-    SiteUnavailable for a model without a language-model head, PromptTooLong.
+    `last` reads only so many positions at the prompt's end, all by default. Costs one forward pass a layer. Raises
+    BadInput for several prompts, for `top` outside the vocabulary and `last` below 1, SiteUnavailable for a model
+    without a language-model head, PromptTooLong.
     """
     if not 1 <= top <= model.spec.vocab:
         raise BadInput(f"top={top}: a lens shows at least one token, and the vocabulary has {model.spec.vocab}")
+    if last is not None and last < 1:
+        raise BadInput(f"last={last}: a lens reads at least one position")
     row = one_row(model, prompt)
-    last = model.spec.layers - 1
+    first = 0 if last is None else max(0, len(row) - last)
+    wanted = list(range(first, len(row)))
+    end = f"resid_post.{model.spec.layers - 1}"
     sites = ("resid_pre.0", *(f"resid_post.{layer}" for layer in range(model.spec.layers)))
-    trace = model.run([row], read=sites, logits="all")
+    trace = model.run([row], read=sites, logits=wanted)
     own = trace.logits[0].double().log_softmax(-1)
-    following = torch.tensor(row[1:], device=own.device)
+    following = torch.tensor(row[first + 1 :], device=own.device)
     columns: dict[str, list[np.ndarray]] = {
         name: [] for name in ("ids", "log_probabilities", "entropy", "kl", "following")
     }
     for site in sites:
-        logits = model.run([row], edits=patch(f"resid_post.{last}", trace[site]), logits="all").logits[0]
+        logits = model.run([row], edits=patch(end, trace[site]), logits=wanted).logits[0]
         for name, value in _read(logits.double().log_softmax(-1), own, following, top).items():
             columns[name].append(value.cpu().numpy())
     arrays = {name: np.stack(values) for name, values in columns.items()}
     said = {int(number): decoded(model, int(number)) for number in np.unique(arrays["ids"])}
-    tokens = tuple(decoded(model, number) for number in row)
-    return LogitLens(tokens, sites, **arrays, said=said, model=model_record(model), parameters={"top": top})
+    tokens = tuple(decoded(model, number) for number in row[first:])
+    parameters = {"top": top, "first": first, "prompt_tokens": len(row)}
+    return LogitLens(tokens, sites, **arrays, said=said, model=model_record(model), parameters=parameters)
 
 
 def _read(logs: Tensor, own: Tensor, following: Tensor, top: int) -> dict[str, Tensor]:

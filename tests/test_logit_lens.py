@@ -96,11 +96,23 @@ def test_figures_show_markup_as_text(llama):
     assert "&lt;b&gt;x&lt;/b&gt;" in marked.plot().layout.xaxis.ticktext[0]
 
 
+def test_a_lens_of_the_last_positions_is_the_end_of_the_whole_one(llama):
+    whole, end = logit_lens(llama, TEXT), logit_lens(llama, TEXT, last=2)
+    assert end.tokens == whole.tokens[-2:]
+    np.testing.assert_allclose(end.kl, whole.kl[:, -2:], atol=1e-6)
+    np.testing.assert_array_equal(end.ids, whole.ids[:, -2:])
+    assert sorted(set(end.frame.position)) == [3, 4]
+    assert end.plot().layout.xaxis.ticktext[0].startswith("3 ")
+    assert logit_lens(llama, TEXT, last=50).tokens == whole.tokens
+
+
 def test_what_cannot_be_lensed_is_refused(llama):
     with pytest.raises(BadInput, match="one prompt"):
         logit_lens(llama, [TEXT, TEXT])
     with pytest.raises(BadInput, match="top=0"):
         logit_lens(llama, TEXT, top=0)
+    with pytest.raises(BadInput, match="last=0"):
+        logit_lens(llama, TEXT, last=0)
     with pytest.raises(BadInput, match=r"no resid_post\.9"):
         logit_lens(llama, TEXT).top("resid_post.9")
     with pytest.raises(SiteUnavailable, match="no language-model head"):

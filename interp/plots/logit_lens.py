@@ -27,16 +27,18 @@ def lens_map(lens: LogitLens) -> go.Figure:
     """Heat map of the probability of the most probable next token: sites upwards, positions to the right."""
     probability = np.exp(lens.log_probabilities[:, :, 0])
     said = np.array([[visible(lens.said[int(i)]) for i in row] for row in lens.ids[:, :, 0]], dtype=object)
-    ticks = [f"{i} {visible(token)}" for i, token in enumerate(lens.tokens)]
+    first = lens.parameters.get("first", 0)
+    ticks = [f"{first + i} {visible(token)}" for i, token in enumerate(lens.tokens)]
+    positions = np.broadcast_to(np.arange(first, first + len(ticks)), said.shape)
     figure = go.Figure(
         go.Heatmap(
             z=probability,
             y=list(lens.sites),
             text=said,
             texttemplate="%{text}" if len(lens.tokens) <= LABELLED else None,
-            customdata=np.stack([lens.entropy, lens.kl], axis=-1),
-            hovertemplate="%{y}, position %{x}<br>says %{text} (p = %{z:.3f})<br>entropy %{customdata[0]:.2f} nats, "
-            "KL from the model's prediction %{customdata[1]:.2f} nats<extra></extra>",
+            customdata=np.stack([lens.entropy, lens.kl, positions], axis=-1),
+            hovertemplate="%{y}, position %{customdata[2]}<br>says %{text} (p = %{z:.3f})<br>entropy "
+            "%{customdata[0]:.2f} nats, KL from the model's prediction %{customdata[1]:.2f} nats<extra></extra>",
             colorscale=SEQUENTIAL,
             zmin=0,
             zmax=1,

@@ -1,0 +1,1 @@
+"""Applications over the library; they compute nothing that it does not."""

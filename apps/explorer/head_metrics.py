@@ -1,0 +1,165 @@
+"""Numbers by head, from the table of any run that has a row a head: what the Heads page can colour and compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from apps.explorer.results import heads_of, read, result_of
+from interp.errors import UnreadableFile
+from interp.runs import Run
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+KEYS = ["layer", "head"]
+BESIDES = ("layer", "head", "n", "low", "high", "seed", "id")
+"""Columns that say where or how sure, not how much."""
+GROUPS = ("role", "stage")
+"""Columns that tell several rows of one head apart."""
+PLOTTED = {"head-scores": "score", "head-effects": "effect"}
+"""The metric that a result of this kind plots itself."""
+
+Head = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class HeadMetric:
+    """One number a head, `values` `[layer head]`, NaN where there is none, with its interval where the run has one."""
+
+    name: str
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n: int
+    run: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.name} · {self.run}"
+
+    def rank(self, head: Head) -> int:
+        """Place of a head among all, 1 the greatest."""
+        return 1 + int((self.values > self.values[head]).sum())
+
+    @property
+    def signed(self) -> bool:
+        return bool((self.values < 0).any())
+
+    def figure(self) -> go.Figure:
+        """Heat map, layers by heads: diverging around 0 where there are both signs."""
+        from interp.plots.ablation import effect_map
+        from interp.plots.heads import head_map
+
+        title = f"{self.name} on {self.model}"
+        if not self.signed:
+            return head_map(self.values, title)
+        layer, head = (index.ravel() for index in np.indices(self.values.shape))
+        columns = {"effect": self.values.ravel(), "low": self.low.ravel(), "high": self.high.ravel(), "n": self.n}
+        return effect_map(pd.DataFrame({"layer": layer, "head": head, **columns}), self.name, title)
+
+
+def metrics_of(run: Run, name: str) -> dict[str, HeadMetric]:
+    """Every metric of a run by head, under its name; none where its table has no row a head.
+
+    `name` is the run's in the explorer. Raises UnreadableFile for a table that names heads its model does not have.
+    """
+    if not _may_have_heads(run):
+        return {}
+    return read(run, lambda run: _metrics(run, name))
+
+
+def metric_figure(run: Run, metric: HeadMetric) -> go.Figure:
+    """The figure of a metric: what the result itself plots, where it plots this metric."""
+    if PLOTTED.get(run.record.kind) == metric.name:
+        return read(run, lambda run: result_of(run).plot())
+    return metric.figure()
+
+
+def _may_have_heads(run: Run) -> bool:
+    import pyarrow.parquet as parquet
+
+    return read(run, lambda run: set(KEYS) <= set(parquet.read_schema(run.path / "table.parquet").names))
+
+
+def _metrics(run: Run, name: str) -> dict[str, HeadMetric]:
+    frame = run.frame.dropna(subset=KEYS)
+    if not len(frame) or not all(pd.api.types.is_numeric_dtype(frame[key]) for key in KEYS):
+        return {}
+    found: dict[str, HeadMetric] = {}
+    for group, part in _groups(frame):
+        if part.duplicated(KEYS).any():
+            return {}
+        for column in _columns(part):
+            metric = _metric(run, name, part, column, group)
+            found[metric.name] = metric
+    return found
+
+
+def _groups(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    by = next((column for column in GROUPS if column in frame), None)
+    if by is None or not frame.duplicated(KEYS).any():
+        return [("", frame)]
+    return [(str(value), part) for value, part in frame.groupby(by, sort=False)]
+
+
+def _columns(frame: pd.DataFrame) -> list[str]:
+    numeric = [str(column) for column in frame if pd.api.types.is_numeric_dtype(frame[column])]
+    named = [column for column in numeric if column not in BESIDES and not column.endswith(("_low", "_high"))]
+    return [column for column in named if frame[column].notna().any()]
+
+
+def _metric(run: Run, name: str, frame: pd.DataFrame, column: str, group: str) -> HeadMetric:
+    shape = heads_of(run)
+    layer, head = (frame[key].to_numpy(dtype=int) for key in KEYS)
+    if (layer < 0).any() or (head < 0).any() or (layer >= shape[0]).any() or (head >= shape[1]).any():
+        raise UnreadableFile(f"{run.path.name} names heads beyond {shape[0]} layers of {shape[1]}")
+
+    def grid(which: str) -> np.ndarray:
+        values = np.full(shape, np.nan)
+        if which in frame:
+            values[layer, head] = frame[which].to_numpy(dtype=float)
+        return values
+
+    first = _columns(frame)[0]
+    bounds = ("low", "high") if column == first and "low" in frame else (f"{column}_low", f"{column}_high")
+    n = int(frame["n"].max()) if "n" in frame else 0
+    title = f"{group}: {column}" if group else column
+    return HeadMetric(title, grid(column), grid(bounds[0]), grid(bounds[1]), n, name, str(run.record.model.get("name")))
+
+
+def head_table(metrics: list[HeadMetric], head: Head) -> pd.DataFrame:
+    """What every metric says of one head, with its place among the heads."""
+    rows = [
+        {
+            "run": metric.run,
+            "metric": metric.name,
+            "value": metric.values[head],
+            "low": metric.low[head],
+            "high": metric.high[head],
+            "place": f"{metric.rank(head)} of {np.isfinite(metric.values).sum()}",
+            "n": metric.n,
+        }
+        for metric in metrics
+        if head[0] < metric.values.shape[0] and head[1] < metric.values.shape[1] and np.isfinite(metric.values[head])
+    ]
+    return pd.DataFrame(rows, columns=["run", "metric", "value", "low", "high", "place", "n"])
+
+
+def both(x: HeadMetric, y: HeadMetric) -> pd.DataFrame:
+    """A row a head that both metrics have: layer, head, x, y."""
+    shape = tuple(map(min, x.values.shape, y.values.shape))
+    layer, head = (index.ravel() for index in np.indices(shape))
+    frame = pd.DataFrame({"layer": layer, "head": head, "x": x.values[layer, head], "y": y.values[layer, head]})
+    return frame.dropna(ignore_index=True)
+
+
+def parse_head(text: str) -> Head:
+    """`"2.5"` as layer and head. Raises UnreadableFile for anything else."""
+    layer, dot, head = text.partition(".")
+    if not (dot and layer.isdecimal() and head.isdecimal() and len(text) < 12):
+        raise UnreadableFile(f"{text[:40]!r} is not a head such as 2.5")
+    return int(layer), int(head)

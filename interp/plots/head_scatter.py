@@ -1,0 +1,29 @@
+"""Two numbers of every head against each other."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from interp.plots.template import COLOURS, TEMPLATE
+
+
+def head_scatter(frame: pd.DataFrame, x: str, y: str, title: str = "") -> go.Figure:
+    """A point a head, a colour a layer; `frame` has the columns layer, head, x and y, and `x` and `y` name the axes.
+
+    Every point carries its layer and head as custom data.
+    """
+    hover = f"head %{{customdata[0]}}.%{{customdata[1]}}<br>{x} %{{x:.3f}}<br>{y} %{{y:.3f}}<extra></extra>"
+    figure = go.Figure()
+    for number, (layer, part) in enumerate(frame.groupby("layer")):
+        figure.add_scatter(
+            x=part.x,
+            y=part.y,
+            mode="markers",
+            name=f"layer {layer}",
+            marker={"color": COLOURS[number % len(COLOURS)], "size": 9},
+            customdata=part[["layer", "head"]],
+            hovertemplate=hover,
+        )
+    figure.update_layout(template=TEMPLATE, title=title, xaxis_title=x, yaxis_title=y)
+    return figure
