@@ -132,9 +132,7 @@ def causal_check(
         moved = []
         for unit in directions[direction]:
             vectors = strength * states.norm(dim=-1, keepdim=True) * unit
-            outcome = torch.cat(
-                [_moved(model, prompts.tokens[rows], site, vectors[rows], ids[rows]) for rows in chunks]
-            )
+            parts = [_moved(model, prompts.tokens[rows], site, vectors[rows], ids[rows]) for rows in chunks]
             moved.append(torch.cat(parts) - base * torch.tensor([0, 0, 1]))
         measured.append(_row(direction, strength, torch.stack(moved).mean(0).double().numpy()))
         if progress:

@@ -176,10 +176,7 @@ def loss(outputs: Tensor, components: Tensor, binary: bool) -> Tensor:
     squared = (outputs - components).square().mean((-2, -1))
     if not binary:
         return squared
-    return (
-        F.binary_cross_entropy_with_logits(outputs, (components + 1) / 2, reduction="none").mean((-2, -1))
-        + SQUARED * squared
-    )
+    return F.softplus(-components * outputs).mean((-2, -1)) + SQUARED * squared  # cross-entropy of the signs
 
 
 def loss_gradient(outputs: Tensor, components: Tensor, binary: bool) -> Tensor:

@@ -76,6 +76,10 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     for binary in (True, False):
         (expected,) = torch.autograd.grad(loss(outputs, components, binary).sum(), outputs)
         torch.testing.assert_close(loss_gradient(outputs.detach(), components, binary), expected)
+    one = outputs[0].detach()
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(one, (components + 1) / 2)
+    squared = torch.nn.functional.mse_loss(one, components)
+    torch.testing.assert_close(loss(one, components, True), entropy + 0.1 * squared)
 
 
 def test_training_stops_early_and_keeps_the_best() -> None:
