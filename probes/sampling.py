@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,19 @@ from interp.tracing.batch import check_length, encode
 from interp.tracing.generation import Sampling
 from interp.tracing.model import Model
 from probes.traces import Experience, Response
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Samples `first` to `first + count` of the problem `number`."""
+
+    number: int
+    first: int
+    count: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.number}/{self.first}"
 
 
 def collect(
@@ -46,71 +61,71 @@ def collect(
         raise BadInput(f"n_samples={n_samples}, batch_size={batch_size}: both must be at least 1")
     if temperature == 0 and n_samples > 1:
         raise BadInput("at temperature 0 all samples of a question are the same; give a temperature above 0")
-    Sampling(max_new_tokens, temperature, top_k, top_p, seed, task.stop)
-    if model.tokenizer is None:
-        raise BadInput("prompts and answers are texts, and this model has no tokenizer")
-    if not model.parts.architecture.causal:
-        raise BadInput(f"{model.spec.name} is an encoder and cannot generate")
-    prompts = encode(list(task.prompts), model.tokenizer)
-    check_length(prompts, model.spec.context, max_new_tokens)
+    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed, task.stop)
+    prompts = _prompts(model, task, max_new_tokens)
+    if path is not None:
+        require_free(path)
     record, started = model_record(model), datetime.now(timezone.utc)
+    settings = {name: value for name, value in asdict(sampling).items() if name not in ("seed", "stop")}
     parameters = {
         "task": task.name,
         "problems": task.hash,
         "n_samples": n_samples,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
+        **settings,
     }
-    about: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": task.stop}
     batches = [
-        (number, first, min(batch_size, n_samples - first))
+        _Batch(number, first, min(batch_size, n_samples - first))
         for number in range(len(task))
         for first in range(0, n_samples, batch_size)
     ]
-
-    def sample(number: int, first: int, count: int) -> dict[str, Any]:
-        rows = [list(prompts.rows[number])] * count
-        drawn = batch_seed(seed, task.questions[number], first)
-        generation = model.generate(rows, max_new_tokens=max_new_tokens, seed=drawn, **about)
-        means = [float(np.mean(each)) for each in generation.log_probabilities]
-        return {"tokens": generation.tokens, "log_probability": means}
-
-    def sampled(journal: Journal | None) -> Iterator[Response]:
-        done: Mapping[str, Any] = journal.done if journal else {}
-        finished = 0
-        for number, first, count in batches:
-            key = f"{number}/{first}"
-            batch = done[key] if key in done else sample(number, first, count)
-            if journal is not None and key not in done:
-                journal.append(key, batch)
-            finished += count
+    identity = {**parameters, "model": record["fingerprint"], "seed": seed}
+    with nullcontext() if path is None else Journal(Journal.beside(path), identity, resume) as journal:
+        done: dict[str, Any] = {} if journal is None else journal.done
+        responses: list[Response] = []
+        for batch in batches:
+            if batch.key not in done:
+                sampled = _sample(model, task, prompts[batch.number], batch, sampling)
+                done[batch.key] = sampled
+                if journal is not None:
+                    journal.append(batch.key, sampled)
+            responses += _checked(model, task, prompts[batch.number], batch, done[batch.key])
             if progress:
-                progress(finished, len(task) * n_samples)
-            for tokens, log_probability in zip(batch["tokens"], batch["log_probability"], strict=True):
-                answer = task.answer(model.tokenizer.decode(tokens, skip_special_tokens=True))
-                yield Response(
-                    task.questions[number],
-                    tuple(prompts.rows[number]),
-                    tuple(tokens),
-                    answer,
-                    task.is_right(number, answer),
-                    log_probability,
-                )
+                progress(len(responses), len(task) * n_samples)
+    experience = Experience(tuple(responses), task.delimiters, record, parameters, seed)
+    if path is not None and journal is not None:
+        experience.save(path, started)
+        journal.discard()
+    return experience
 
-    def experience(journal: Journal | None) -> Experience:
-        return Experience(tuple(sampled(journal)), task.delimiters, record, parameters, seed)
 
-    if path is None:
-        return experience(None)
-    require_free(path)
-    with Journal(Journal.beside(path), {**parameters, "model": record["fingerprint"], "seed": seed}, resume) as journal:
-        found = experience(journal)
-    found.save(path, started)
-    journal.discard()
-    return found
+def _prompts(model: Model, task: Problems, max_new_tokens: int) -> tuple[tuple[int, ...], ...]:
+    """The tokens of every prompt, or the reason why this model cannot answer them."""
+    if model.tokenizer is None:
+        raise BadInput("prompts and answers are texts, and this model has no tokenizer")
+    if not model.parts.architecture.causal:
+        raise BadInput(f"{model.spec.name} is an encoder and cannot generate")
+    encoded = encode(list(task.prompts), model.tokenizer)
+    check_length(encoded, model.spec.context, max_new_tokens)
+    return encoded.rows
+
+
+def _sample(model: Model, task: Problems, prompt: tuple[int, ...], batch: _Batch, sampling: Sampling) -> dict[str, Any]:
+    """Tokens and mean log-probability of each sample of a batch, as plain data."""
+    drawn = batch_seed(sampling.seed, task.questions[batch.number], batch.first)
+    generation = model.generate([list(prompt)] * batch.count, **{**asdict(sampling), "seed": drawn})
+    means = [float(np.mean(each)) for each in generation.log_probabilities]
+    return {"tokens": generation.tokens, "log_probability": means}
+
+
+def _checked(
+    model: Model, task: Problems, prompt: tuple[int, ...], batch: _Batch, sampled: Mapping[str, Any]
+) -> Iterator[Response]:
+    """The samples of a batch with their answers, right or wrong."""
+    for tokens, log_probability in zip(sampled["tokens"], sampled["log_probability"], strict=True):
+        answer = task.answer(model.tokenizer.decode(tokens, skip_special_tokens=True))
+        right = task.is_right(batch.number, answer)
+        yield Response(task.questions[batch.number], prompt, tuple(tokens), answer, right, log_probability)
 
 
 def batch_seed(seed: int, question: str, first: int) -> int:

@@ -1,28 +1,23 @@
-"""Experience: responses to questions, whether they are right, and where in each the reasoning begins and ends."""
+"""Experience: responses to questions, and whether they are right."""
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from interp.errors import BadInput, UnreadableFile, choose
 from interp.runs import Run, load_run, save_run
 from interp.tasks.labelled import read_rows
+from probes.reasoning import MISSING, Missing, Reasoning, locate
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Missing = Literal["refuse", "drop", "ends"]
-"""What is done with a trace that lacks a delimiter: refuse it, leave it out, or take the last token of the prompt for
-the beginning of the reasoning and the last token of the trace for its end."""
-MISSING: tuple[Missing, ...] = ("refuse", "drop", "ends")
 KIND = "traces"
 _COLUMNS = ("question", "prompt", "tokens", "answer", "correct", "log_probability")
 
@@ -46,16 +41,6 @@ class Response:
     def trace(self) -> tuple[int, ...]:
         """Prompt and response, as the model reads them."""
         return self.prompt + self.tokens
-
-
-@dataclass(frozen=True)
-class Reasoning:
-    """Positions of the first and last token of the reasoning in a trace, and whether delimiters said so."""
-
-    start: int
-    end: int
-    start_found: bool
-    end_found: bool
 
 
 @dataclass(frozen=True, repr=False)
@@ -237,12 +222,12 @@ class Experience(Sequence[Response]):
         if lacking and missing == "refuse":
             raise BadInput(
                 f"{len(lacking)} of {len(self)} traces, the first of them number {lacking[0]}, lack "
-                f"{self.delimiters[0]!r} or {self.delimiters[1]!r}; say what to do with missing delimiters: "
+                f"one of the delimiters {self.delimiters}; say what to do with missing delimiters: "
                 "'drop' leaves those traces out, 'ends' takes the last token of the prompt and that of the trace"
             )
         dropped = set(lacking) if missing == "drop" else set()
         if len(dropped) == len(self):
-            raise BadInput(f"none of {len(self)} traces has both {self.delimiters[0]!r} and {self.delimiters[1]!r}")
+            raise BadInput(f"none of {len(self)} traces has both delimiters, {self.delimiters}")
         for i, place in enumerate(places):
             if i not in dropped and place.end <= place.start:
                 raise BadInput(
@@ -250,49 +235,6 @@ class Experience(Sequence[Response]):
                     f"at token {place.start}, and the trace has {len(self[i].trace)} tokens"
                 )
         return [None if i in dropped else place for i, place in enumerate(places)]
-
-
-def locate(response: Response, delimiters: tuple[str, str] | None, tokenizer: Any) -> Reasoning:
-    """Where the reasoning begins and ends; the ends of the response stand in for what is not found."""
-    trace = response.trace
-    start, end = max(0, len(response.prompt) - 1), len(trace) - 1
-    if delimiters is None:
-        return Reasoning(start, end, False, False)
-    opened = _final_token(trace, delimiters[0], tokenizer)
-    if opened is not None:
-        start = opened
-    closed = _final_token(trace[start + 1 :], delimiters[1], tokenizer)
-    if closed is not None:
-        end = start + 1 + closed
-    return Reasoning(start, end, opened is not None, closed is not None)
-
-
-def found(places: Sequence[Reasoning | None]) -> dict[str, int]:
-    """How many traces had which delimiters, for the record."""
-    kinds = Counter("dropped" if p is None else (p.start_found, p.end_found) for p in places)
-    return {
-        "both": kinds[True, True],
-        "start only": kinds[True, False],
-        "end only": kinds[False, True],
-        "none": kinds[False, False],
-        "dropped": kinds["dropped"],
-    }
-
-
-def _final_token(tokens: Sequence[int], delimiter: str, tokenizer: Any) -> int | None:
-    """The position of the token in which the first occurrence of a text ends.
-
-    The ids themselves are searched, as a sampled response need not be tokenised the way its text would be: the text of
-    the first n tokens holds the delimiter from that token on, so the place is found by bisection.
-    """
-
-    def holds(n: int) -> bool:
-        text = tokenizer.decode(list(tokens[:n]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return delimiter in text
-
-    if not holds(len(tokens)):
-        return None
-    return bisect_left(range(len(tokens) + 1), True, key=holds) - 1
 
 
 def _response(row: Mapping[str, Any]) -> Response:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def verify(scored: Scored, resamples: int = 1_000, level: float = 0.95, seed: in
     bootstrap = OverQuestions(scored.groups, resamples, level, seed)
     rows = []
     for name, values in scores(scored).items():
-        metrics: dict[str, Statistic] = {"auc": lambda weights, values=values: _auc(values, correct, weights)}
+        metrics: dict[str, Statistic] = {"auc": partial(_auc, values, correct)}
         if name not in WITHOUT_VERDICT:
             metrics |= _verdicts(values > 0, correct)
         rows += [_row(name, metric, bootstrap.interval(statistic)) for metric, statistic in metrics.items()]
@@ -161,7 +162,7 @@ def _layers(scored: Scored, correct: np.ndarray, bootstrap: OverQuestions) -> pd
     rows = []
     for layer, gap in enumerate(centroids.gap):
         spread = float(np.sqrt((centroids.spread[:, layer] ** 2).mean()))
-        found = bootstrap.interval(lambda weights, layer=layer: _auc(margins[:, layer], correct, weights))
+        found = bootstrap.interval(partial(_auc, margins[:, layer], correct))
         rows.append(
             {
                 "layer": layer,

@@ -127,8 +127,9 @@ def fit(
     """Learn the centroids on some questions, and verify the traces of the others."""
     require_free(to)
 
-    from probes.clue import CENTROIDS_FILE, score
+    from probes.centroids import CENTROIDS_FILE
     from probes.clue import fit as learn
+    from probes.clue import score
     from probes.verification import verify
 
     started = datetime.now(timezone.utc)
@@ -199,7 +200,8 @@ def rank(
     """Pick the answer of each question that the centroids were not learned from."""
     require_free(to)
 
-    from probes.clue import Centroids, score
+    from probes.centroids import Centroids
+    from probes.clue import score
     from probes.reranking import picks, possible
     from probes.reranking import rank as rerank
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from interp.runs import load_run
-from probes.clue import CENTROIDS_FILE, Centroids
+from probes.centroids import CENTROIDS_FILE, Centroids
 from probes.traces import Experience
 
 Interp = Callable[..., Any]

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file
 import interp
 from interp.errors import BadInput, UnreadableFile
 from probes import clue
+from probes.centroids import CENTROIDS_FILE, Centroids, RunningMeans
 from probes.certainty import confidence
-from probes.clue import CENTROIDS_FILE, Centroids, RunningMeans, deltas, fit, score
+from probes.clue import deltas, fit, score
 from probes.traces import Experience, Response
 from tests import families
 
@@ -204,7 +205,7 @@ def test_what_does_not_belong_to_the_centroids_is_refused(model: interp.Model) -
 
 
 def test_what_gives_no_centroids_is_refused(model: interp.Model) -> None:
-    with pytest.raises(BadInput, match="lack 'w10' or 'w20'"):
+    with pytest.raises(BadInput, match="lack one of the delimiters"):
         fit(model, traces())
     alike = Experience(tuple(dataclasses.replace(r, correct=True) for r in traces()), DELIMITERS)
     with pytest.raises(BadInput, match="all 18 traces are right"):

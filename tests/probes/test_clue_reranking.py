@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from interp.errors import BadInput
-from probes.clue import Centroids, Scored
+from probes.centroids import Centroids
+from probes.clue import Scored
 from probes.reranking import ANY_ORDER, Ranking, majority, pass_at, picks, rank, vote
 
 # Two questions of six samples, best first by distance: answers, and whether they are right.

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 import interp
 from interp.errors import BadInput, UnreadableFile
-from probes.traces import Experience, Response, found, locate
+from probes.reasoning import found, locate
+from probes.traces import Experience, Response
 from tests import families
 
 DELIMITERS = ("<t>", "</t>")
@@ -66,7 +67,7 @@ def test_without_delimiters_reasoning_is_the_response(words: PreTrainedTokenizer
 
 def test_what_becomes_of_missing_delimiters_is_asked_for_and_recorded(words: PreTrainedTokenizerFast) -> None:
     experience = Experience((response([10, 30, 20, 31]), response([10, 30, 31]), response([30, 20])), ("w10", "w20"))
-    with pytest.raises(BadInput, match=r"2 of 3 traces, the first of them number 1, lack 'w10' or 'w20'"):
+    with pytest.raises(BadInput, match=r"2 of 3 traces, the first of them number 1, lack one of the delimiters"):
         experience.reasoning(words)
     dropped = experience.reasoning(words, "drop")
     assert dropped[1:] == [None, None]
@@ -78,7 +79,7 @@ def test_what_becomes_of_missing_delimiters_is_asked_for_and_recorded(words: Pre
         experience.reasoning(words, "guess")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="needs a tokenizer"):
         experience.reasoning(None)
-    with pytest.raises(BadInput, match="none of 1 traces has both"):
+    with pytest.raises(BadInput, match="none of 1 traces has both delimiters"):
         Experience((response([30]),), ("w10", "w20")).reasoning(words, "drop")
 
 

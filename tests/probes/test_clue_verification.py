@@ -11,7 +11,8 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from interp.errors import BadInput
-from probes.clue import Centroids, RunningMeans, Scored
+from probes.centroids import Centroids, RunningMeans
+from probes.clue import Scored
 from probes.verification import OverQuestions, scores, verify, within_questions
 
 MODEL = {"name": "planted", "fingerprint": "0"}
@@ -64,13 +65,13 @@ def scored(
 @pytest.mark.parametrize("gap", [0.0, 1.0, 2.0])
 def test_gaussian_deltas_are_told_apart_as_often_as_theory_says(gap: float) -> None:
     """One layer: nearest mean is Fisher's rule, right with probability Phi(gap / 2); AUC is Phi(gap / sqrt 2)."""
-    values, correct = planted(40_000, 1, 16, gap, seed=1)
+    values, correct = planted(20_000, 1, 16, gap, seed=1)
     half = len(values) // 2
     found = verify(scored(learned(values[:half], correct[:half]), values[half:], correct[half:]), resamples=50)
     expected = norm.cdf(gap / 2)
     for metric in ("accuracy", "tpr", "tnr"):
         assert found.value("clue margin", metric).estimate == pytest.approx(expected, abs=0.02), metric
-    assert found.value("clue margin", "auc").estimate == pytest.approx(norm.cdf(gap / math.sqrt(2)), abs=0.012)
+    assert found.value("clue margin", "auc").estimate == pytest.approx(norm.cdf(gap / math.sqrt(2)), abs=0.015)
 
 
 def test_layers_add_up_and_each_is_told_by_its_own_auc() -> None:
