@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import BadInput, choose
+from interp.heads.formats import write_mask
 from interp.heads.mask import Head, HeadMask
 from interp.heads.scores import model_record
 from interp.runs import Run, save_run
@@ -91,13 +92,11 @@ class Lofit:
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder, with offsets and selection of the first seed beside it. Raises UnwritableOutput."""
-        from interp.heads.formats.native import write_json
-
         first = self.parameters["seeds"][0]
         files: dict[str, Callable[[Path], object]] = {
             f"offsets-{count}.safetensors": offsets.save for count, offsets in self.offsets.items()
         }
-        files["heads.json"] = lambda file: write_json(self.selections[first], file)
+        files["heads.json"] = lambda file: write_mask(self.selections[first], file)
         scores = np.stack([mask.scores for mask in self.selections.values()])
         return save_run(
             path,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -16,7 +17,7 @@ from interp.skills.lofit_folding import sharing_weights
 from interp.skills.lofit_heads import check_count
 from interp.skills.lofit_offsets import HeadOffsets
 from interp.skills.lofit_skill import Skill
-from interp.skills.lofit_training import Objective, Recipe, train
+from interp.skills.lofit_training import Objective, Recipe, Tokens, train
 from interp.tasks.prompts import PromptSet
 from interp.tracing.loading import wrap
 from interp.tracing.model import Model
@@ -37,9 +38,9 @@ def iti_offsets(model: Model, skill: Skill, count: int) -> HeadOffsets:
     check_count(count, model)
     if not skill.train.distractors:
         raise BadInput(f"{skill.name} has no distractors, and ITI needs the mean difference of answers and distractors")
-    right, wrong = (_last_z(model, skill.train, tokens) for tokens in _answers_and_distractors(skill.train))
-    separation = _separation(right, wrong)
-    order = np.argsort(-separation, axis=None, kind="stable")[:count]
+    right = _last_z(model, skill.train, skill.train.answer_tokens)
+    wrong = _last_z(model, skill.train, skill.train.distractor_tokens)
+    order = np.argsort(-_separation(right, wrong), axis=None, kind="stable")[:count]
     heads = tuple(divmod(int(i), model.spec.heads) for i in order)
     directions, spread = _direction(right, wrong)
     shift = torch.stack([directions[head] * spread[head] for head in heads]).float()
@@ -53,22 +54,11 @@ def iti_offsets(model: Model, skill: Skill, count: int) -> HeadOffsets:
     return candidates[int(np.argmax(accuracy))]
 
 
-def _answers_and_distractors(prompts: PromptSet) -> tuple[Any, Any]:
-    return prompts.answer_tokens, prompts.distractor_tokens
-
-
-def _last_z(model: Model, prompts: PromptSet, completions: list[tuple[int, ...]]) -> Tensor:
+def _last_z(model: Model, prompts: PromptSet, completions: Tokens) -> Tensor:
     """z of every head at the last token of each prompt with its completion, `[prompt layer head head_dim]`."""
     rows = [(*prompt, *completion) for prompt, completion in zip(prompts.tokens, completions, strict=True)]
-    parts = [
-        model.run(rows[start : start + CHUNK], read="z", positions=-1)
-        .stack("z")[:, :, 0]
-        .transpose(0, 1)
-        .double()
-        .cpu()
-        for start in range(0, len(rows), CHUNK)
-    ]
-    return torch.cat(parts)
+    traces = (model.run(rows[i : i + CHUNK], read="z", positions=-1) for i in range(0, len(rows), CHUNK))
+    return torch.cat([rearrange(trace.stack("z").double().cpu(), "l b 1 h d -> b l h d") for trace in traces])
 
 
 def _direction(right: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:

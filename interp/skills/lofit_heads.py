@@ -15,7 +15,7 @@ from interp.errors import BadInput, MaskMismatch, UnreadableFile
 from interp.heads.mask import Head, HeadCounts, HeadMask
 from interp.runs import staged
 from interp.skills.lofit_offsets import HeadOffsets, layer_edits
-from interp.skills.lofit_training import Objective, Recipe, normal, train
+from interp.skills.lofit_training import PUBLISHED_SEED, Objective, Recipe, normal, train
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import Edit
 from interp.tracing.model import Model
@@ -37,7 +37,7 @@ def select_heads(model: Model, prompts: PromptSet, recipe: Recipe, *, seed: int 
     losses = train(
         objective,
         [scales],
-        lambda: scale_edits(scales),
+        lambda: scale_edits(model, scales),
         learning_rate=recipe.selection_learning_rate,
         seed=seed,
         penalty=lambda: recipe.l1 * scales.abs().sum(),
@@ -81,10 +81,13 @@ def fit_offsets(
     return HeadOffsets(heads, vectors, model.spec.name, model.fingerprint, metadata)
 
 
-def scale_edits(scales: Tensor) -> list[Edit]:
+def scale_edits(model: Model, scales: Tensor) -> list[Edit]:
     """`z ← (1 + A) ⊙ z` at every layer; gradients reach `scales` `[layer head head_dim]`."""
-    # A factor a feature, which `interp.scale` has no need of: it multiplies like any number.
-    return [Edit("scale", Site("z", layer), parameters={"factor": 1 + own}) for layer, own in enumerate(scales)]
+    # A factor a feature, which `interp.scale` has no need of: it multiplies like any number, where its layer is.
+    return [
+        Edit("scale", Site("z", layer), parameters={"factor": (1 + own).to(next(block.o.parameters()).device)})
+        for layer, (block, own) in enumerate(zip(model.parts.blocks, scales, strict=True))
+    ]
 
 
 def check_count(count: int, model: Model) -> None:
@@ -106,7 +109,7 @@ def all_heads(model: Model) -> tuple[Head, ...]:
     return tuple((layer, head) for layer in range(model.spec.layers) for head in range(model.spec.heads))
 
 
-def top_heads_name(model: str, task: str, count: int = SAVED_HEADS, seed: int = 42) -> str:
+def top_heads_name(model: str, task: str, count: int = SAVED_HEADS, seed: int = PUBLISHED_SEED) -> str:
     """The name the authors give such a file."""
     return f"{model}_{task}_Aonly_top{count}heads_{seed}.npy"
 

@@ -95,7 +95,7 @@ def test_gradients_equal_finite_differences_and_those_of_a_hook(precise: interp.
     direction = torch.randn(2, 4, 32, dtype=torch.float64, generator=generator)
 
     def edits(value: Tensor) -> list[interp.Edit]:
-        return scale_edits(value) if what == "A" else layer_edits(all_heads(precise), value.flatten(0, 1), 4)
+        return scale_edits(precise, value) if what == "A" else layer_edits(all_heads(precise), value.flatten(0, 1), 4)
 
     def of(value: Tensor) -> float:
         return float(objective(range(3), edits(value)).detach())
