@@ -121,7 +121,7 @@ def test_bad_requests_are_sentences_and_leave_nothing(
         (("fit", random_llama, sampled), "these traces were written by"),
         (("fit", "pocket", fitted), "is a run of clue-verification, not of traces"),
         (("rank", "pocket", sampled, "--centroids", sampled), "does not hold centroids"),
-        (("rank", random_llama, sampled, "--centroids", fitted), "fit them again on traces of this model"),
+        (("rank", random_llama, sampled, "--centroids", fitted, "--k", "1"), "fit them again on traces of this model"),
         (("rank", "pocket", sampled, "--centroids", fitted, "--k", "7"), "from 1 to 6"),
     ):
         done = interp(*verify, *arguments, *out)
