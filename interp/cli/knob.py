@@ -100,7 +100,7 @@ def fit(
     n: Count = 400,
     layers: Annotated[str, typer.Option(help="Layers to fit after, such as 14,15,16.", show_default="all")] = "",
     rank: Annotated[int, typer.Option(help="Dimensions of the subspace.", min=1)] = 1,
-    epochs: Annotated[int, typer.Option(help="At most so many passes over the pairs.", min=1)] = 40,
+    steps: Annotated[int, typer.Option(help="At most so many steps of training.", min=1)] = 600,
     form: Form = "instruction",
     wording: Wording = None,
     shots: Shots = 0,
@@ -127,7 +127,7 @@ def fit(
             chosen or None,
             rank,
             form=said,
-            training=Training(epochs=epochs),
+            training=Training(steps=steps),
             seed=seed,
             progress=report,
         )

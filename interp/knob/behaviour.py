@@ -71,7 +71,7 @@ class Behaviour:
         if setting not in self.outcomes or setting == "silent":
             known = [name for name in self.outcomes if name != "silent"]
             raise BadInput(f"no intent was given under {setting!r}; valid: {', '.join(known)}")
-        return self.outcomes[setting] == np.array(INTENTS)
+        return np.asarray(self.outcomes[setting] == np.array(INTENTS))
 
     @cached_property
     def frame(self) -> pd.DataFrame:

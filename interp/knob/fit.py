@@ -33,6 +33,8 @@ METHOD = "interchange"
 """What the frame calls the fitted subspace, beside the baselines."""
 REACH = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 """Values that are tried: the mean of an intent, and as many times as far from the middle between the two."""
+TOLERANCE = 0.05
+"""Share of items that a value may lose to the best one and still be preferred for being nearer."""
 
 
 def fit_knob(
@@ -61,7 +63,7 @@ def fit_knob(
         form: how prompts say what to follow.
         confident: fit only on pairs that the model answers as asked under both intents; others are counted.
         executor, memory: as for `interp.knob.last_token.last_tokens`.
-        progress: called with the number of epochs done and their greatest number.
+        progress: called with the number of steps done and their greatest number.
 
     Raises BadInput (UnknownSite for a layer out of range) before anything runs, and where the filters leave no item.
     """
@@ -115,8 +117,9 @@ def calibrate(
 ) -> Knob:
     """The knob with the values that mean context and prior.
 
-    Those tried lie on the line through the two intents' means on the training pairs; for each intent the nearest to its
-    mean counts of those that make most of `items` begin with its answer, without instruction.
+    Those tried lie beyond the two intents' means on the training pairs; for each intent the nearest to its mean counts
+    that makes about as many of `items` begin with its answer, without instruction, as the best one does: a value that
+    is further than need be disturbs what else the model does.
     """
     means = coordinates(knob.basis, pairs.resid(knob.layer, split.train)).mean(dim=(0, 2)).tolist()
     middle = sum(means) / 2
@@ -132,7 +135,8 @@ def calibrate(
         with torch.no_grad():
             logits = base.logits_from([knob.layer] * len(hidden), hidden, [rows] * len(hidden))
         right = [float((one.argmax(-1).cpu() == wanted).float().mean()) for one in logits]
-        values.append(candidates[int(np.argmax(right))])
+        enough = max(right) - TOLERANCE
+        values.append(next(value for value, share in zip(candidates, right, strict=True) if share >= enough))
     return knob.with_values(context=values[0], prior=values[1])
 
 
@@ -171,7 +175,7 @@ def _measure(
         row["separation"] = float(np.mean([separation(pairs, layer, subspaces[i][2], split.test) for i in mine]))
         if name == METHOD:
             one = by_layer[layer]
-            row |= {"validation_accuracy": one.accuracy, "validation_loss": one.loss, "epochs": one.epochs}
+            row |= {"validation_accuracy": one.accuracy, "validation_loss": one.loss, "steps": one.steps}
         rows.append(row)
     return pd.DataFrame(rows)
 

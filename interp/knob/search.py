@@ -315,7 +315,8 @@ class _Patching:
         return self.done[chosen]
 
     def _evaluate(self, layers: tuple[int, ...]) -> Evaluation:
-        source, target = [], []
+        source: list[Tensor] = []
+        target: list[Tensor] = []
         for places in torch.arange(len(self.targets)).split(BATCH):
             donors = self.donors(places.tolist())
             edits = [donors[layer] for layer in layers]

@@ -112,8 +112,8 @@ def _by_model(result: KnobResult) -> list[tuple[str, int, float, float]]:
     return [(result.model["name"], result.knob.layer, best.separation, result.parameters["base_accuracy"])]
 
 
-def _pearson(values: np.ndarray) -> float:
+def _pearson(values: np.ndarray) -> np.floating:
     """Of `values` `[point 2]`; 0 where one of them does not vary, as happens in a resample."""
     if (values.std(0) == 0).any():
-        return 0.0
-    return float(np.corrcoef(values.T)[0, 1])
+        return np.float64(0.0)
+    return np.float64(np.corrcoef(values.T)[0, 1])

@@ -6,7 +6,7 @@ stops by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,30 +22,32 @@ from interp.knob.pairs import Pairs, Split
 class Training:
     """How subspaces are fitted, by Adam.
 
-    `batch_size` counts prompts. `step`: the learning rate times the root of the width, about how far a direction turns
-    in the first steps, in radians (Minder et al. take 0.064, 8 prompts a step and one epoch). `patience`: epochs
-    without a lower loss on the validation pairs after which a layer stops; its best epoch counts.
+    `batch_size` counts prompts. `turn`: the learning rate times the root of the width, about how far a direction turns
+    in the first steps, in radians. Minder et al. take 0.064, 8 prompts a step and one epoch. Every `check` steps the
+    loss on the validation pairs is taken; a layer stops after `patience` checks without a lower one, and its best
+    counts.
     """
 
-    epochs: int = 40
-    batch_size: int = 64
-    step: float = 0.5
-    patience: int = 6
+    steps: int = 600
+    batch_size: int = 32
+    turn: float = 0.5
+    check: int = 20
+    patience: int = 5
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size, self.patience) < 1 or not self.step > 0:
+        if min(self.steps, self.batch_size, self.check, self.patience) < 1 or not self.turn > 0:
             raise BadInput(f"{self}: all must be positive")
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A layer's orthonormal `basis` `[rank width]`, its validation loss and accuracy, and the epochs it took."""
+    """A layer's orthonormal `basis` `[rank width]`, its validation loss and accuracy, and the steps it took."""
 
     layer: int
     basis: Tensor
     loss: float
     accuracy: float
-    epochs: int
+    steps: int
 
 
 def train(
@@ -61,29 +63,41 @@ def train(
     width = pairs.base.resid.shape[-1]
     if not 1 <= rank <= width:
         raise BadInput(f"rank {rank} is not between 1 and the width {width}")
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(len(layers), width, rank, generator=generator) / width**0.5
-    weights = start.to(pairs.base.resid.device).requires_grad_()
-    optimizer = torch.optim.Adam([weights], lr=training.step / width**0.5)
+    weights = torch.stack([_start(width, rank, seed, layer) for layer in layers])
+    weights = weights.to(pairs.base.resid.device).requires_grad_()
+    optimizer = torch.optim.Adam([weights], lr=training.turn / width**0.5)
+    batches = _batches(pairs.rows(split.train), training.batch_size, seed)
     best: dict[int, Fitted] = {}
     running = list(range(len(layers)))
-    rows = pairs.rows(split.train)
-    for epoch in range(1, training.epochs + 1):
-        order = rows[torch.randperm(len(rows), generator=generator)]
-        for batch in order.split(training.batch_size):
-            _step(pairs, layers, weights, running, batch, optimizer)
+    for step in range(1, training.steps + 1):
+        _step(pairs, layers, weights, running, next(batches), optimizer)
+        if step % training.check and step < training.steps:
+            continue
         bases = _orthonormal(weights.detach())
         found = measure_interchange(pairs, [layers[i] for i in running], [bases[i] for i in running], split.validation)
         for i, measured in zip(running, found, strict=True):
             loss = float(measured.loss.mean())
             if i not in best or loss < best[i].loss:
-                best[i] = Fitted(layers[i], bases[i].clone(), loss, float(measured.source.mean()), epoch)
-        running = [i for i in running if epoch - best[i].epochs < training.patience]
+                best[i] = Fitted(layers[i], bases[i].clone(), loss, float(measured.source.mean()), step)
+        running = [i for i in running if step - best[i].steps < training.patience * training.check]
         if progress:
-            progress(epoch, training.epochs)
+            progress(training.steps if not running else step, training.steps)
         if not running:
             break
     return [best[i] for i in range(len(layers))]
+
+
+def _start(width: int, rank: int, seed: int, layer: int) -> Tensor:
+    """Where a layer's fit starts, `[width rank]`, whichever others are fitted beside it."""
+    generator = torch.Generator().manual_seed(seed * 1_000 + layer)
+    return torch.randn(width, rank, generator=generator) / width**0.5
+
+
+def _batches(rows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
+    """Batches of rows without end, shuffled anew each time through."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from rows[torch.randperm(len(rows), generator=generator)].split(size)
 
 
 def _step(
