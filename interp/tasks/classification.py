@@ -138,10 +138,10 @@ class Classification:
         return cls.build(tokenizer, splits, name=name, template=template, words=words, parameters=parameters)
 
     def label_logits(
-        self, model: Model, split: str = "test", edits: Edit | Sequence[Edit] = (), chunk: int = 64
+        self, model: Model, split: str | Examples = "test", edits: Edit | Sequence[Edit] = (), chunk: int = 64
     ) -> Tensor:
         """Logits of the label words after every prompt of a split, `[example label]` in float32 on the CPU."""
-        prompts = self[split].prompts
+        prompts = (self[split] if isinstance(split, str) else split).prompts
         rows = [
             label_logits(model, self, prompts[start : start + chunk], edits) for start in range(0, len(prompts), chunk)
         ]

@@ -1,0 +1,358 @@
+"""`interp skill`: fine-tune, find the few parameters that hold the skill, graft and compare them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from interp.cli import lofit
+from interp.cli.console import emit, out, progress, show_frame
+from interp.cli.models import load_model
+from interp.cli.options import Device, DType, Json, ModelName, Out, Seed, numbers
+from interp.errors import BadInput
+from interp.runs import require_free
+
+if TYPE_CHECKING:
+    from interp.skills.mask import GraftMask
+    from interp.tasks.classification import Classification
+    from interp.tracing.model import Model
+
+app = typer.Typer(help="Where fine-tuning put a skill, and moving it alone.", no_args_is_help=True)
+app.command("lofit")(lofit.lofit)
+
+MASK_FILE = "mask.safetensors"
+MODEL_FOLDER = "model"
+
+Tuned = Annotated[
+    str, typer.Argument(metavar="FINE_TUNED", help="A model fine-tuned from it, or its run.", show_default=False)
+]
+TaskName = Annotated[
+    str, typer.Option("--task", help="sentiment, entailment or topic, :DOMAIN after it, or a JSONL file.")
+]
+Template = Annotated[str, typer.Option(help="Prompt of a JSONL task, with {text} and {pair}.", show_default=False)]
+Words = Annotated[
+    str, typer.Option(help="Words of a JSONL task's labels: positive=great,negative=terrible.", show_default=False)
+]
+Ood = Annotated[
+    Path | None, typer.Option(help="JSONL of another domain for a JSONL task.", show_default=False, exists=True)
+]
+Sizes = Annotated[str, typer.Option(help="Examples of a bundled task, such as train=512,test=256.", show_default=False)]
+Everything = Annotated[bool, typer.Option("--everything", help="Train embeddings, last norm and head too.")]
+Masks = Annotated[list[Path], typer.Option("--mask", help="A mask file or its run; may be repeated.", exists=True)]
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Which task, as the options say it."""
+
+    name: str
+    template: str
+    words: str
+    ood: Path | None
+    sizes: str
+
+    def build(self, model: Model, seed: int) -> list[Classification]:
+        """The tasks; several are given by a plus sign. Raises BadInput."""
+        from interp.tasks.classification import Classification, bundled_task
+
+        tasks = []
+        for name in self.name.split("+"):
+            if name.endswith((".jsonl", ".csv", ".json")):
+                if not self.template or not self.words:
+                    raise BadInput(f"--task {name} is a file: say how to ask with --template and --words")
+                words = _pairs("--words", self.words)
+                loaded = Classification.from_jsonl(
+                    name, model.tokenizer, template=self.template, words=words, ood=self.ood, seed=seed
+                )
+            else:
+                task, _, domain = name.partition(":")
+                sizes = {split: int(n) for split, n in _pairs("--sizes", self.sizes, number=True).items()}
+                loaded = bundled_task(task, model.tokenizer, domain=domain or None, seed=seed, sizes=sizes)
+            tasks.append(loaded)
+        return tasks
+
+    def build_one(self, model: Model, seed: int) -> Classification:
+        """The only task. Raises BadInput."""
+        tasks = self.build(model, seed)
+        if len(tasks) > 1:
+            raise BadInput(f"--task {self.name} names {len(tasks)} tasks, and this is done for one")
+        return tasks[0]
+
+
+@app.command()
+def finetune(
+    model: ModelName,
+    task: TaskName,
+    to: Out,
+    optimizer: Annotated[
+        Literal["sgd", "adamw", "adamw-l1"], typer.Option(help="adamw-l1 pays for what it moves.")
+    ] = "sgd",
+    learning_rate: Annotated[float | None, typer.Option(show_default="by optimizer")] = None,
+    steps: Annotated[int, typer.Option(min=1)] = 200,
+    batch: Annotated[int, typer.Option(min=1)] = 32,
+    penalty: Annotated[float, typer.Option(help="Of the L1 norm of the movement (adamw-l1).", min=0)] = 1e-3,
+    everything: Everything = False,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps; 0 for none. Beside --out.", min=0)] = 0,
+    template: Template = "",
+    words: Words = "",
+    ood: Ood = None,
+    sizes: Sizes = "",
+    device: Device = None,
+    dtype: DType = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Fine-tune a model on one task, or on several (topic+sentiment), and write it into a new run."""
+    require_free(to)
+    options = TaskOptions(task, template, words, ood, sizes)
+
+    from interp.runs import save_run
+    from interp.skills import finetune as tuning
+
+    started = datetime.now(timezone.utc)
+    loaded = load_model(model, device=device, dtype=dtype)
+    tasks = options.build(loaded, seed)
+    with progress("fine-tuning") as report:
+        result = tuning.finetune(
+            loaded,
+            tasks,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            steps=steps,
+            batch=batch,
+            penalty=penalty,
+            everything=everything,
+            seed=seed,
+            checkpoints=to.with_name(f"{to.name}.checkpoints") if checkpoint_every else None,
+            checkpoint_every=checkpoint_every,
+            progress=report,
+        )
+    scores = []
+    for each in tasks:
+        for split in ("test", "ood"):
+            if split in each.splits:
+                before, after = each.accuracy(loaded, split), each.accuracy(result.model, split)
+                scores.append({"task": each.name, "split": split, "before": before, "after": after})
+    save_run(
+        to,
+        kind="skill-fine-tuning",
+        parameters={**result.parameters, "scores": scores},
+        model=result.pre,
+        seed=seed,
+        frame=result.frame,
+        files={MODEL_FOLDER: lambda folder: _save_model(result.model, folder)},
+        started=started,
+    )
+    _show("accuracy before and after fine-tuning", scores, {"run": str(to), "model": str(to / MODEL_FOLDER)}, json)
+
+
+@app.command()
+def localize(
+    model: ModelName,
+    tuned: Tuned,
+    task: TaskName,
+    to: Out,
+    sparsity: Annotated[float, typer.Option(help="Share of the trainable parameters in the mask.")] = 1e-4,
+    steps: Annotated[int, typer.Option(help="Of the optimisation; 0 takes what moved most.", min=0)] = 100,
+    learning_rate: Annotated[float, typer.Option(help="Of the mask.")] = 1e7,
+    sigmoid_bias: Annotated[float, typer.Option(help="Smaller: parameters enter and leave the mask sooner.")] = 10.0,
+    batch: Annotated[int, typer.Option(min=1)] = 32,
+    accumulate: Annotated[int, typer.Option(help="Batches a step.", min=1)] = 1,
+    measure_every: Annotated[int, typer.Option(help="Steps between which masks are tried.", min=1)] = 10,
+    everything: Everything = False,
+    template: Template = "",
+    words: Words = "",
+    ood: Ood = None,
+    sizes: Sizes = "",
+    device: Device = None,
+    dtype: DType = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Find the few parameters that carry a task from the fine-tuned model to the pre-trained one."""
+    require_free(to)
+    options = TaskOptions(task, template, words, ood, sizes)
+
+    from interp.runs import save_run
+    from interp.skills import localize as localization
+    from interp.skills.selection import check_share
+
+    check_share(sparsity)  # before models are loaded
+    started = datetime.now(timezone.utc)
+    pre, ft = _load_pair(model, tuned, device, dtype)
+    with progress("localizing") as report:
+        result = localization.localize(
+            pre,
+            ft,
+            options.build_one(pre, seed),
+            sparsity=sparsity,
+            steps=steps,
+            learning_rate=learning_rate,
+            sigmoid_bias=sigmoid_bias,
+            batch=batch,
+            accumulate=accumulate,
+            measure_every=measure_every,
+            everything=everything,
+            seed=seed,
+            progress=report,
+        )
+    history = result.history.to_dict("records")
+    save_run(
+        to,
+        kind="skill-localization",
+        parameters={**result.parameters, "fine_tuned": ft.spec.name, "history": history},
+        model={**pre.spec.as_dict(), "fingerprint": pre.fingerprint},
+        seed=seed,
+        frame=result.frame,
+        files={MASK_FILE: result.mask.save},
+        started=started,
+    )
+    title = f"{result.mask!r}; the mask of step {result.mask.metadata['step']} is kept"
+    _show(title, history, {"run": str(to), "mask": str(to / MASK_FILE)}, json)
+
+
+@app.command()
+def graft(
+    model: ModelName,
+    tuned: Tuned,
+    mask: Masks,
+    to: Out,
+    transfer: Annotated[bool, typer.Option("--transfer", help="The mask may be of another fine-tuned model.")] = False,
+    device: Device = None,
+    dtype: DType = None,
+    json: Json = False,
+) -> None:
+    """Write the pre-trained model with the masks' parameters (their union) taken from the fine-tuned one."""
+    require_free(to)
+    from interp.runs import staged
+    from interp.skills.mask import union
+
+    united = union([_read(each) for each in mask])
+    pre, ft = _load_pair(model, tuned, device, dtype)
+    grafted = united.apply(pre, ft, transfer=transfer)
+    with staged(to) as folder:
+        _save_model(grafted, folder)
+    row = {"parameters": len(united), "of": united.size, "share": united.sparsity, "fingerprint": grafted.fingerprint}
+    _show(f"grafted {ft.spec.name} onto {pre.spec.name}", [row], {"model": str(to)}, json)
+
+
+@app.command()
+def evaluate(
+    model: ModelName,
+    tuned: Tuned,
+    task: TaskName,
+    mask: Masks,
+    to: Out,
+    baselines: Annotated[str, typer.Option(help="At equal budget.")] = "random,magnitude,movement,bias,lottery ticket",
+    seeds: Annotated[str, typer.Option(help="Of the random masks.")] = "0,1,2",
+    transfer: Annotated[bool, typer.Option("--transfer", help="Masks may be of another fine-tuned model.")] = False,
+    template: Template = "",
+    words: Words = "",
+    ood: Ood = None,
+    sizes: Sizes = "",
+    device: Device = None,
+    dtype: DType = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Compare grafts with both models and with baselines: gain recovered, agreement, calibration, another domain."""
+    require_free(to)
+    options = TaskOptions(task, template, words, ood, sizes)
+    draws = numbers("--seeds", seeds, int)
+
+    from interp.skills import evaluation
+
+    started = datetime.now(timezone.utc)
+    masks = [_read(each) for each in mask]
+    pre, ft = _load_pair(model, tuned, device, dtype)
+    built = options.build_one(pre, seed)
+    for each in masks:
+        each.check(pre, ft, transfer)
+    names = [name.strip() for name in baselines.split(",") if name.strip()]
+    candidates = evaluation.with_baselines(pre, ft, masks, baselines=names, seeds=draws)
+    with progress("evaluating") as report:
+        result = evaluation.evaluate(pre, ft, built, candidates, transfer=transfer, seed=seed, progress=report)
+    result.save(to, started)
+    frame = result.frame
+    if json:
+        emit({"run": str(to), "parameters": result.parameters, "models": frame.to_dict("records")})
+        return
+    columns = ["method", "parameters", "split", "accuracy", "recovered", "recovered_low", "recovered_high"]
+    show_frame(
+        f"{built.name}: {ft.spec.name} grafted onto {pre.spec.name}", frame, [*columns, "agreement", "ece_10", "n"]
+    )
+    out.print(f"Run: {to}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def overlap(mask: Masks, json: Json = False) -> None:
+    """How many entries masks share, and which share of each lies in each other."""
+    from interp.skills import multitask
+
+    masks = {_label(each, mask): _read(each) for each in mask}
+    if len(masks) < len(mask):
+        raise BadInput(f"--mask names the same mask twice: {', '.join(map(str, mask))}")
+    result = multitask.overlap(masks)
+    if json:
+        pairs = {f"{a} & {b}": len(masks[a] & masks[b]) for a, b in combinations(masks, 2)}
+        emit({"masks": list(masks), "matrix": result.matrix, "shared": pairs, "pairs": result.frame.to_dict("records")})
+        return
+    frame = result.frame
+    show_frame("shared entries of each pair of masks", frame[frame["mask"] != frame["other"]])
+
+
+def _label(path: Path, every: list[Path]) -> str:
+    """The shortest end of a path that tells it from the others."""
+    parts = path.resolve().parts
+    for n in range(1, len(parts)):
+        short = parts[-n:]
+        if sum(other.resolve().parts[-n:] == short for other in every) == 1:
+            return "/".join(short)
+    return str(path)
+
+
+def _read(path: Path) -> GraftMask:
+    from interp.skills.mask import GraftMask
+
+    return GraftMask.load(path / MASK_FILE if path.is_dir() else path)
+
+
+def _load_pair(model: str, tuned: str, device: str | None, dtype: str | None) -> tuple[Model, Model]:
+    """Both models; a run of `finetune` stands for the model in it."""
+    inside = Path(tuned) / MODEL_FOLDER
+    pre = load_model(model, device=device, dtype=dtype)
+    return pre, load_model(str(inside) if inside.is_dir() else tuned, device=device, dtype=dtype)
+
+
+def _save_model(model: Model, folder: Path) -> None:
+    hf: Any = model.hf
+    hf.save_pretrained(folder)
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+
+
+def _pairs(option: str, text: str, number: bool = False) -> dict[str, str]:
+    """`"a=1,b=2"` as a mapping. Raises BadInput naming the option."""
+    pairs = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals or not value or (number and not value.isdigit()):
+            raise BadInput(f"{option} {text!r} is not a list such as {'train=512,test=256' if number else 'yes=true'}")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def _show(title: str, rows: list[dict[str, Any]], written: dict[str, str], json: bool) -> None:
+    import pandas as pd
+
+    if json:
+        emit({**written, "rows": rows})
+        return
+    show_frame(title, pd.DataFrame(rows))
+    lines = "\n".join(f"{what.capitalize()}: {where}" for what, where in written.items())
+    out.print(lines, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Where a fine-tuned skill lives: few parameters (grafting), or few heads (LoFiT)."""

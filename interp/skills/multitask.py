@@ -1,0 +1,190 @@
+"""Several skills in one model: do their regions overlap, what does each carry of the others, and keeping old ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from interp.errors import BadInput
+from interp.runs import Run, save_run
+from interp.skills.finetune import finetune
+from interp.skills.localize import localize
+from interp.skills.mask import GraftMask, union
+from interp.stats import Interval, bootstrap_interval
+from interp.tasks.classification import Classification
+from interp.tracing.model import Model
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Overlap:
+    """Shared entries of masks, `shared[i, j]` = |i ∩ j|; `matrix[i, j]` is their share of mask j.
+
+    So a column says how much of its mask lies in each other one, and transposed entries differ where budgets do.
+    """
+
+    names: tuple[str, ...]
+    shared: np.ndarray
+    size: int
+
+    def __repr__(self) -> str:
+        return f"Overlap({', '.join(self.names)}: {self.matrix.round(3).tolist()})"
+
+    @property
+    def matrix(self) -> np.ndarray:
+        return np.asarray(self.shared / np.maximum(np.diag(self.shared), 1)[None, :])
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row an ordered pair: the shared entries, their share of the second mask, and that expected by chance."""
+        sizes = np.diag(self.shared)
+        return pd.DataFrame(
+            [
+                (a, b, int(self.shared[i, j]), self.matrix[i, j], sizes[i] / self.size, int(sizes[i]), int(sizes[j]))
+                for i, a in enumerate(self.names)
+                for j, b in enumerate(self.names)
+            ],
+            columns=["mask", "other", "shared", "share_of_other", "by_chance", "mask_size", "other_size"],
+        )
+
+    def plot(self) -> go.Figure:
+        """Heat map of the matrix."""
+        from interp.plots.skills import overlap_map
+
+        return overlap_map(self)
+
+
+def overlap(masks: Mapping[str, GraftMask]) -> Overlap:
+    """Entries that masks of one pre-trained model share. Raises BadInput for fewer than two, MaskMismatch."""
+    if len(masks) < 2:
+        raise BadInput(f"an overlap takes two masks or more, not {len(masks)}")
+    each = list(masks.values())
+    shared = np.array([[len(a & b) for b in each] for a in each])
+    return Overlap(tuple(masks), shared, each[0].size)
+
+
+def overlap_difference(overlaps: Sequence[Overlap], related: Sequence[tuple[str, str]], seed: int = 0) -> pd.DataFrame:
+    """Mean overlap of related and of other pairs and their difference, with bootstrap intervals over `overlaps`.
+
+    One overlap a seed of the whole experiment; both directions of a pair count. Raises BadInput.
+    """
+    if not overlaps:
+        raise BadInput("there are no overlaps to compare")
+    names = overlaps[0].names
+    if unknown := [name for pair in related for name in pair if name not in names]:
+        raise BadInput(f"there is no mask {unknown[0]!r} among {', '.join(names)}")
+    kin = np.array([[(a, b) in related or (b, a) in related for b in names] for a in names])
+    others = ~kin & ~np.eye(len(names), dtype=bool)
+    if not kin.any() or not others.any():
+        raise BadInput("there must be related pairs and others to compare them with")
+    means = np.array([(each.matrix[kin].mean(), each.matrix[others].mean()) for each in overlaps])
+
+    def row(pairs: str, interval: Interval) -> dict[str, Any]:
+        return {"pairs": pairs, "overlap": interval.estimate, "low": interval.low, "high": interval.high}
+
+    rows = [
+        row("related", bootstrap_interval(means[:, 0], seed=seed)),
+        row("other", bootstrap_interval(means[:, 1], seed=seed)),
+        row("difference", bootstrap_interval(means[:, 0] - means[:, 1], seed=seed)),
+    ]
+    return pd.DataFrame(rows).assign(n=len(overlaps))
+
+
+def relative_gains(
+    pre: Model, ft: Model, masks: Mapping[str, GraftMask], tasks: Sequence[Classification]
+) -> pd.DataFrame:
+    """What each mask, and the union of all, carries of every task: (P_γ − P_pre) / (P_ft − P_pre) on test accuracy.
+
+    `ft` is one model fine-tuned on all tasks. Columns: mask, parameters, task, accuracy, relative_gain (NaN where
+    fine-tuning gained nothing). Raises MaskMismatch.
+    """
+    before = {task.name: task.accuracy(pre) for task in tasks}
+    after = {task.name: task.accuracy(ft) for task in tasks}
+    rows = []
+    for name, mask in {**masks, "union": union(list(masks.values()))}.items():
+        with mask.check(pre, ft).applied(pre, ft) as grafted:
+            for task in tasks:
+                accuracy, gain = task.accuracy(grafted), after[task.name] - before[task.name]
+                relative = (accuracy - before[task.name]) / gain if gain > 0 else float("nan")
+                rows.append((name, len(mask), task.name, accuracy, relative))
+    return pd.DataFrame(rows, columns=["mask", "parameters", "task", "accuracy", "relative_gain"])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Continual:
+    """Accuracy on every task after each stage of learning them one after the other, two ways."""
+
+    frame: pd.DataFrame
+    model: Mapping[str, Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        return f"Continual({', '.join(self.parameters['tasks'])}: {self.forgetting.to_dict('records')})"
+
+    @property
+    def forgetting(self) -> pd.DataFrame:
+        """How far accuracy on a task fell from when it had just been learned to the end: method, task, drop."""
+        rows = []
+        for (method, task), group in self.frame.groupby(["method", "task"], sort=False):
+            learned = group[group.learned == task].accuracy
+            if len(learned):
+                rows.append((method, task, float(learned.iloc[0]), float(group.accuracy.iloc[-1])))
+        table = pd.DataFrame(rows, columns=["method", "task", "learned", "finally"])
+        return table.assign(drop=table.learned - table["finally"])
+
+    def save(self, path: str | Path, started: datetime | None = None) -> Run:
+        """Write a run. Raises UnwritableOutput."""
+        return save_run(
+            path,
+            kind="skill-continual",
+            parameters=self.parameters,
+            model=self.model,
+            seed=self.seed,
+            frame=self.frame,
+            started=started,
+        )
+
+
+def continual(
+    pre: Model,
+    tasks: Sequence[Classification],
+    *,
+    tuning: Mapping[str, Any] | None = None,
+    localizing: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Continual:
+    """Learn tasks one after the other: by plain fine-tuning, and keeping of each only a localised region.
+
+    Grafting fine-tunes the model it has on the next task, localises what moved, and goes on with the graft alone.
+    `tuning` and `localizing` are arguments of `finetune` and `localize`. Raises BadInput for fewer than two tasks.
+    """
+    if len(tasks) < 2:
+        raise BadInput(f"learning one task after another takes two or more, not {len(tasks)}")
+    tuning, localizing = dict(tuning or {}), dict(localizing or {})
+    rows = []
+    for number, method in enumerate(("sequential", "grafting")):
+        model = pre
+        for stage, task in enumerate(tasks):
+            tuned = finetune(model, task, seed=seed, **tuning).model
+            if method == "grafting":
+                mask = localize(model, tuned, task, seed=seed, **localizing).mask
+                tuned = mask.apply(model, tuned)
+            model = tuned
+            rows += [(method, stage + 1, task.name, other.name, other.accuracy(model)) for other in tasks]
+            progress(number * len(tasks) + stage + 1, 2 * len(tasks))
+    return Continual(
+        pd.DataFrame(rows, columns=["method", "stage", "learned", "task", "accuracy"]),
+        {**pre.spec.as_dict(), "fingerprint": pre.fingerprint},
+        {"tasks": [task.name for task in tasks], "tuning": tuning, "localizing": localizing},
+        seed,
+    )
