@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import interp
-from interp.cli import bench, circuit, conformance, heads, info, knob, patch, probe, runs
+from interp.cli import bench, circuit, conformance, explore, heads, info, knob, patch, probe, runs, skill
 from interp.cli.console import say
 from interp.errors import BadInput, WorkbenchError
 from kernels.errors import InvalidRequest
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("info")(info.info)
 app.command("conformance")(conformance.conformance)
+app.command("explore")(explore.explore)
 app.command("patch")(patch.patch)
 app.add_typer(bench.app, name="bench")
 app.add_typer(circuit.app, name="circuit")
@@ -29,6 +30,7 @@ app.add_typer(heads.app, name="heads")
 app.add_typer(knob.app, name="knob")
 app.add_typer(probe.app, name="probe")
 app.add_typer(runs.app, name="runs")
+app.add_typer(skill.app, name="skill")
 
 _debug = False
 
