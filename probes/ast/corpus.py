@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
@@ -117,8 +118,7 @@ def sample_functions(
     if not root.is_dir():
         raise UnreadableFile(f"there is no folder {root}")
     fits = _fits(tokenizers, max_tokens)
-    files = [f for f in sorted(root.rglob("*")) if f.suffix in about.suffixes]
-    files = [f for f in files if not skipped & {*f.relative_to(root).parts}]
+    files = list(_files(root, about.suffixes, skipped))
     Random(f"files {seed}").shuffle(files)
     found: list[Snippet] = []
     seen: set[str] = set()
@@ -163,6 +163,12 @@ def split_by_file(
             f"{len(snippets)} functions of {len(files)} files cannot be split by file into train, validation and test"
         )
     return Split(*(tuple(parts[part]) for part in ("train", "valid", "test")), name, source, seed)
+
+
+def _files(root: Path, suffixes: Sequence[str], skipped: frozenset[str]) -> Iterator[Path]:
+    for folder, below, names in os.walk(root):
+        below[:] = sorted({*below} - skipped)
+        yield from (Path(folder, name) for name in sorted(names) if Path(name).suffix in suffixes)
 
 
 def _fits(tokenizers: Sequence[Any], max_tokens: int) -> Callable[[str], bool]:

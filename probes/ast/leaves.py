@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -93,13 +94,15 @@ def _aligned(tokenizer: Any, snippet: Snippet, alignment: Alignment) -> tuple[tu
         raise BadInput("leaves are found in the text of a function: the model needs its tokenizer")
     if alignment == "offsets":
         encoded = encode(tokenizer, snippet.code)
-        return encoded.ids, [encoded.token_span(leaf.span, leaf.label) for leaf in snippet.leaves]
-    ids, spans = list(encode(tokenizer, "").ids), []
-    for leaf in snippet.leaves:
-        first = len(ids)
-        ids += encode(tokenizer, " " + snippet.code[slice(*leaf.span)], special_tokens=False).ids
-        spans.append((first, len(ids)))
-    return tuple(ids), spans
+        spans = [encoded.token_span(leaf.span, leaf.label) for leaf in snippet.leaves]
+        return tuple(tokenizer(snippet.code, verbose=False)["input_ids"]), spans
+    texts = [" " + snippet.code[slice(*leaf.span)] for leaf in snippet.leaves]
+    words = [encode(tokenizer, text, special_tokens=False).ids for text in texts]
+    around = tokenizer(texts[0])["input_ids"]  # special tokens before and after
+    before = len(encode(tokenizer, texts[0]).ids) - len(words[0])
+    ends = (before + np.cumsum([len(word) for word in words])).tolist()
+    ids = (*around[:before], *(i for word in words for i in word), *around[before + len(words[0]) :])
+    return ids, list(pairwise([before, *ends]))
 
 
 def _reach(aligned: tuple[tuple[int, ...], list[Span]], following: bool) -> list[Span]:

@@ -55,6 +55,11 @@ class Settings:
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} is at least 1, not {getattr(self, name)}")
 
+    def require_width(self, width: int) -> None:
+        """Raises BadInput where states of this many features have no subspace of the rank."""
+        if self.rank > width:
+            raise BadInput(f"a subspace of {width} features has at most rank {width}, not {self.rank}")
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a run's record."""
         return asdict(self)
@@ -174,8 +179,7 @@ def fit(
     chosen = list(sites or states.sites)
     values = torch.stack([states.of(site) for site in chosen])
     width = values.shape[-1]
-    if settings.rank > width:
-        raise BadInput(f"a subspace of {width} features has at most rank {width}, not {settings.rank}")
+    settings.require_width(width)
     labels = Labels.of(trees)
     scale = _scale(values, settings.standardize)
     sets = [

@@ -1,0 +1,199 @@
+"""F1 of recovered syntax trees by layer and rank, beside its controls, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from interp.errors import BadInput, UnreadableFile, choose
+from interp.runs import Run, load_run, save_run
+from probes.ast.decode import balanced, right_branching
+from probes.ast.leaves import EMBEDDING
+from probes.ast.probe import AstProbe, Labels
+from probes.ast.subspaces import similarities
+from probes.metrics import resamples
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+KIND = "ast-probe"
+LABELS_FILE = "labels.json"
+PROBE, UNTRAINED, SHIFTED, FOLLOWING = "probe", "untrained", "shifted", "following token"
+SHAPES = {"right-branching": right_branching, "balanced": balanced}
+"""Baselines: these shapes, whatever the code, with the labels that the probe of the same layer gives."""
+MARGIN = 0.1
+"""F1 by which trees count as the model's doing, beyond its embedding and an untrained model."""
+SATURATED = 0.01
+"""F1 that a rank may lack to the best one and still hold all there is."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AstStudy:
+    """F1 of recovered trees by layer and rank, with controls.
+
+    Attributes:
+        frame: one row a series, site, rank, split and metric, with bootstrap intervals over files.
+        types: precision, recall and F1 of every node type at the best layer, on the test functions.
+        f1: `[row function]` of the rows of `curves`: F1 (membership) of every test function.
+        curves: series, site and rank of the rows of `f1`.
+        files: `[function]`: the file of every test function.
+        probes: the probe of every site, of the model, at the reference rank.
+    """
+
+    frame: pd.DataFrame
+    types: pd.DataFrame
+    f1: np.ndarray
+    curves: pd.DataFrame
+    files: tuple[str, ...]
+    probes: Mapping[str, AstProbe]
+    model: Mapping[str, Any]
+    parameters: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return (
+            f"AstStudy({self.model['name']}: {len(self.probes)} sites, best {self.best}, {len(self.files)} functions)"
+        )
+
+    @property
+    def best(self) -> str:
+        """The site with the best F1 on the validation functions."""
+        rows = self.curve(PROBE, split="valid")
+        return str(rows.site[rows.value.idxmax()])
+
+    def curve(self, series: str, metric: str = "f1", split: str = "test") -> pd.DataFrame:
+        """A series by layer, at the reference rank."""
+        f = self.frame
+        at = (f.series == series) & (f.metric == metric) & (f.split == split)
+        return f[at & (f["rank"] == self.parameters["settings"]["rank"])]
+
+    def by_rank(self) -> pd.DataFrame:
+        """F1 of the best site by rank, on the test functions, the least rank first."""
+        f = self.frame
+        rows = f[(f.series == PROBE) & (f.metric == "f1") & (f.split == "test") & (f.site == self.best)]
+        return rows.sort_values("rank", ignore_index=True)
+
+    @property
+    def saturation_rank(self) -> int:
+        """The least rank whose F1 is at most `SATURATED` below that of the best one."""
+        rows = self.by_rank()
+        return int(rows["rank"][rows.value >= rows.value.max() - SATURATED].iloc[0])
+
+    def comparisons(self) -> pd.DataFrame:
+        """F1 of the best site minus that of each control, paired over functions, with intervals over files.
+
+        A control of several layers is taken at its own best one. `beyond` says whether the difference is at least
+        `MARGIN` and the intervals of the two do not overlap.
+        """
+        rank, best = self.parameters["settings"]["rank"], self.best
+        own, value = self._of(PROBE, best, rank)
+        rows = []
+        against = [("embedding", PROBE, [EMBEDDING])]
+        against += [(name, name, list(self.curve(name).site)) for name in (UNTRAINED, SHIFTED, FOLLOWING, *SHAPES)]
+        for name, series, sites in against:
+            found = [self._of(series, site, rank) for site in sites]
+            if found:
+                other, control = max(found, key=lambda each: each[1].value)
+                low, high = bootstrap_over_files(own - other, self.files, self.parameters["seed"])
+                beyond = value.value - control.value >= MARGIN and bool(value.low > control.high)
+                about = {"control": name, "site": control.site, "f1": control.value}
+                gap = {"difference": value.value - control.value, "low": low, "high": high}
+                rows.append({**about, **gap, "beyond": beyond})
+        return pd.DataFrame(rows)
+
+    def similarities(self) -> pd.DataFrame:
+        """How alike the subspaces of the layers are (`subspaces.similarities`)."""
+        return similarities(self.probes)
+
+    def probe(self, site: str) -> AstProbe:
+        """The probe of a site. Raises BadInput naming those there are."""
+        if site not in self.probes:
+            raise BadInput(f"there is no probe of {site!r} here; {choose(site, self.probes)}")
+        return self.probes[site]
+
+    def plot(self) -> go.Figure:
+        """F1 by layer and by rank, with controls."""
+        from interp.plots.syntax import by_layer_and_rank
+
+        return by_layer_and_rank(self)
+
+    def save(self, path: str | Path, started: datetime | None = None) -> Run:
+        """Write a run folder: the table, all functions' F1, the probes, and the tables of types and comparisons."""
+        arrays = {
+            f"{name}.{site}": getattr(probe, name).numpy()
+            for site, probe in self.probes.items()
+            for name in ("projection", "offset", "c", "u")
+        }
+        first = next(iter(self.probes.values()))
+        labels = {
+            "c": first.labels.c,
+            "u": first.labels.u,
+            "orthogonality": {s: p.orthogonality for s, p in self.probes.items()},
+            "files": self.files,
+        }
+        return save_run(
+            path,
+            kind=KIND,
+            parameters={**self.parameters, "best": self.best, "saturation_rank": self.saturation_rank},
+            model=self.model,
+            seed=self.parameters["seed"],
+            frame=self.frame,
+            arrays={**arrays, "f1": self.f1},
+            files={
+                LABELS_FILE: lambda file: file.write_text(json.dumps(labels) + "\n", encoding="utf-8"),
+                "types.parquet": self.types.to_parquet,
+                "curves.parquet": self.curves.to_parquet,
+                "comparisons.parquet": self.comparisons().to_parquet,
+            },
+            started=started,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> AstStudy:
+        """Read what `save` wrote. Raises UnreadableFile."""
+        run = load_run(path)
+        if run.record.kind != KIND:
+            raise UnreadableFile(f"{path} is a run of {run.record.kind}, not of an AST probe")
+        try:
+            held = json.loads((run.path / LABELS_FILE).read_text(encoding="utf-8"))
+            types, curves = (pd.read_parquet(run.path / f"{name}.parquet") for name in ("types", "curves"))
+        except (OSError, ValueError) as error:
+            raise UnreadableFile(f"{path} cannot be read: {error}") from error
+        labels = Labels(tuple(map(tuple, held["c"])), tuple(map(tuple, held["u"])))
+        arrays = run.arrays
+
+        def probe(site: str, off: float) -> AstProbe:
+            parts = (torch.from_numpy(arrays[f"{name}.{site}"]) for name in ("projection", "offset", "c", "u"))
+            return AstProbe(site, *parts, labels=labels, orthogonality=off)
+
+        probes = {site: probe(site, off) for site, off in held["orthogonality"].items()}
+        parameters = {k: v for k, v in run.record.parameters.items() if k not in ("best", "saturation_rank")}
+        return cls(run.frame, types, arrays["f1"], curves, tuple(held["files"]), probes, run.record.model, parameters)
+
+    def _of(self, series: str, site: str, rank: int) -> tuple[np.ndarray, Any]:
+        """F1 of every function, and the row of the table."""
+        c, f = self.curves, self.frame
+        (at,) = np.flatnonzero((c.series == series) & (c.site == site) & (c["rank"] == rank))
+        rows = f[(f.series == series) & (f.site == site) & (f["rank"] == rank)]
+        (row,) = rows[(rows.metric == "f1") & (rows.split == "test")].itertuples()
+        return self.f1[at], row
+
+
+def bootstrap_over_files(values: np.ndarray, files: Sequence[str], seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bounds of the mean over functions `[function]`; whole files are drawn, as theirs are alike.
+
+    NaN for the functions of a single file.
+    """
+    _, group = np.unique(np.asarray(files), return_inverse=True)
+    if group.max() == 0:
+        return np.nan, np.nan
+    counts = resamples(int(group.max()) + 1, seed=seed)[:, group]
+    low, high = np.quantile(counts @ values / counts.sum(1), [0.025, 0.975])
+    return float(low), float(high)
