@@ -133,7 +133,7 @@ def _save(model: Model, result: Lofit, folder: Path) -> dict[str, Any]:
     from interp.skills.lofit_folding import save_folded
 
     count, offsets = next(iter(result.offsets.items()))
-    return {"folder": str(folder), "heads": count, "max_difference": save_folded(model, offsets, folder)}
+    return {"folder": str(folder), "heads": count, "relative_difference": save_folded(model, offsets, folder)}
 
 
 def _show(result: Lofit, run: Path, saved: dict[str, Any] | None, json: bool) -> None:
@@ -150,6 +150,6 @@ def _show(result: Lofit, run: Path, saved: dict[str, Any] | None, json: bool) ->
     if saved is not None:
         lines.append(
             f"Model: {saved['folder']} (offsets of {saved['heads']} heads in its biases, logits within "
-            f"{saved['max_difference']:.1e} of the edited model's)"
+            f"{saved['relative_difference']:.1e} of the edited model's)"
         )
     out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -49,7 +49,8 @@ def fold(model: Model, offsets: HeadOffsets) -> Model:
 def save_folded(model: Model, offsets: HeadOffsets, folder: str | Path) -> float:
     """Write the folded model and its tokenizer to a new folder, whole or not at all.
 
-    Returns the largest difference of its logits from those of the model under the offsets as edits, on random tokens.
+    Returns the largest difference of its logits from those of the model under the offsets as edits, on random tokens,
+    as a share of the largest logit.
     Raises as `fold`; UnwritableOutput where something is already there.
     """
     require_free(folder)
@@ -57,12 +58,12 @@ def save_folded(model: Model, offsets: HeadOffsets, folder: str | Path) -> float
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.spec.vocab, (2, min(32, model.spec.context or 32)), generator=generator)
     hooked = model.run(ids, edits=offsets.edits(model), logits="all").logits
-    difference = float((hooked - folded.run(ids, logits="all").logits).abs().max())
+    difference = (hooked - folded.run(ids, logits="all").logits).abs().max() / hooked.abs().max()
     with staged(folder) as partial:
         folded.hf.save_pretrained(partial)  # type: ignore[operator]
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(partial)
-    return difference
+    return float(difference)
 
 
 def _refuse_unfoldable(model: Model) -> None:
