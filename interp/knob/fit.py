@@ -31,8 +31,8 @@ from interp.tracing.model import Model
 
 METHOD = "interchange"
 """What the frame calls the fitted subspace, beside the baselines."""
-REACH = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
-"""Values that are tried: the mean of an intent, and as many times as far from the middle between the two."""
+REACH = (0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+"""Values that are tried, as multiples of the distance from the middle between the two intents' means to each."""
 TOLERANCE = 0.05
 """Share of items that a value may lose to the best one and still be preferred for being nearer."""
 
@@ -117,7 +117,7 @@ def calibrate(
 ) -> Knob:
     """The knob with the values that mean context and prior.
 
-    Those tried lie beyond the two intents' means on the training pairs; for each intent the nearest to its mean counts
+    Those tried lie around the two intents' means on the training pairs; for each intent the nearest counts
     that makes about as many of `items` begin with its answer, without instruction, as the best one does: a value that
     is further than need be disturbs what else the model does.
     """
