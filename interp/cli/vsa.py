@@ -234,8 +234,12 @@ def _show(result: HyperdimensionalProbe, checks: dict[str, CausalCheck], run: Pa
         "cosine of chance": f"{result.chance:.3f} (99 % of the best hits in random codebooks)",
     }
     show_facts(repr(result), about)
-    table = result.summary().drop(columns=["n"])
-    show_frame("held-out prompts (the run has intervals, and right and wrong answers apart)", table.fillna(""))
+    table = result.summary().astype(object)
+    table = table.where(table.notna(), "")
+    how = [" ".join(filter(None, row)) for row in table[["encoder", "decoder", "moment", "ingestion"]].to_numpy()]
+    table = table.drop(columns=["n", "encoder", "decoder", "moment", "ingestion"])
+    table.insert(1, "how", how)
+    show_frame("held-out prompts (the run has intervals, and right and wrong answers apart)", table)
     for site, check in checks.items():
         show_frame(f"moving {site} towards another concept, and at random", check.frame)
     out.print(f"Run: {run}", markup=False, highlight=False, soft_wrap=True)

@@ -52,16 +52,24 @@ def answer_states(
     ingest({site: np.zeros((1, 1)) for site in sites}, ingestions)  # names are checked before the work
     rows = [list(row) for row in prompts.tokens]
     said: list[tuple[int, ...]] = []
+    before: dict[str, list[np.ndarray]] = {site: [] for site in sites}
     for start in range(0, len(rows), chunk):
         wanted = prompts.answer_tokens[start : start + chunk]
-        found = model.generate(rows[start : start + chunk], max_new_tokens=max(map(len, wanted)))
+        longest = max(map(len, wanted))
+        found = model.generate(rows[start : start + chunk], max_new_tokens=longest, read=sites, positions=-1)
         said += [own[: len(answer)] for own, answer in zip(found.tokens, wanted, strict=True)]
+        assert found.trace is not None
+        for site, parts in before.items():
+            parts.append(found.trace[site][:, 0].float().cpu().numpy())
         if progress:
             progress(min(start + chunk, len(rows)), len(rows))
-    texts = {"before": rows, "after": [row + list(new) for row, new in zip(rows, said, strict=True)]}
-    vectors = {}
-    for moment in moments:
-        states = collect(model, texts[moment], sites, chunk=chunk)
-        vectors |= {(moment, name): value for name, value in ingest(states, ingestions, seed).items()}
+    states: dict[str, Mapping[str, np.ndarray]] = {}
+    if "before" in moments:
+        states["before"] = {site: np.concatenate(parts) for site, parts in before.items()}
+    if "after" in moments:
+        states["after"] = collect(model, [row + list(new) for row, new in zip(rows, said, strict=True)], sites)
+    vectors = {
+        (moment, name): value for moment in moments for name, value in ingest(states[moment], ingestions, seed).items()
+    }
     right = np.array([own == tuple(answer) for own, answer in zip(said, prompts.answer_tokens, strict=True)])
     return States(vectors, right, tuple(model.tokenizer.decode(list(own)) for own in said))
