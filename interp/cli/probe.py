@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli import verify, vsa
+from interp.cli import syntax, verify, vsa
 from interp.cli.console import emit, out, progress, say, show_frame
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed, numbers
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Probe hidden states: at which layer can a concept be read?", no_args_is_help=True)
 app.add_typer(verify.app, name="verify")
 app.add_typer(vsa.app, name="vsa")
+app.add_typer(syntax.app, name="ast")
 
 Models = Annotated[list[str], typer.Argument(help="pocket, local folders or hub ids.", show_default=False)]
 Classifier = Annotated[Literal["logistic", "ridge", "forest"], typer.Option(help="What is fitted to the activations.")]

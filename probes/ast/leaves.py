@@ -45,6 +45,12 @@ class LeafStates:
         moved = [start + np.roll(np.arange(n), n // 2) for start, n in zip(starts, self.lengths, strict=True)]
         return LeafStates(self.sites, self.values[:, np.concatenate(moved)], self.lengths)
 
+    def at(self, sites: Sequence[str] | None) -> LeafStates:
+        """Only some sites; all for None. Raises BadInput as `of`."""
+        if sites is None:
+            return self
+        return LeafStates(tuple(sites), torch.stack([self.of(site) for site in sites]), self.lengths)
+
     def of(self, site: str) -> Tensor:
         """`[leaf width]` of one site. Raises BadInput naming those there are."""
         if site not in self.sites:

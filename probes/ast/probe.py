@@ -31,7 +31,8 @@ class Weights(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of packed functions: `d` `[layer boundary]`, `c` `[layer boundary label]`, `u` `[layer leaf label]`."""
+    """Of packed leaves and their n - 1 neighbourhoods, those of two functions' ends included, which mean nothing: `d`
+    `[layer neighbours]`, `c` `[layer neighbours label]`, `u` `[layer leaf label]`."""
 
     d: Tensor
     c: Tensor
@@ -59,22 +60,29 @@ class Labels:
         return {chain: i for i, chain in enumerate(self.c)}, {chain: i for i, chain in enumerate(self.u)}
 
 
-def scores(weights: Weights, states: Tensor, left: Tensor) -> Scores:
-    """What the probes say of states `[layer leaf width]`; `left` `[boundary]` are the leaves with a neighbour."""
+def scores(weights: Weights, states: Tensor) -> Scores:
+    """What the probes say of states `[layer leaf width]`."""
     p = torch.bmm(states, weights.projection)
-    delta = p[:, left + 1] - p[:, left]
-    return Scores(delta.square().sum(-1), torch.bmm(delta, weights.c), torch.bmm(p, weights.u))
+    delta = p[:, 1:] - p[:, :-1]
+    both = torch.bmm(p, torch.cat([weights.c, weights.u], dim=-1))  # one product: the label scores of δ are differences
+    c, u = both.split([weights.c.shape[-1], weights.u.shape[-1]], dim=-1)
+    return Scores(delta.square().sum(-1), c[:, 1:] - c[:, :-1], u)
 
 
 def rank_loss(predicted: Tensor, true: Tensor) -> Tensor:
     """Mean of relu(1 - (predicted_i - predicted_j)) over all pairs of one function with true_i > true_j.
 
     `predicted` `[layer function boundary]`, `true` `[function boundary]` with NaN after a function's last boundary; the
-    mean is over the pairs of all functions, `[layer]`.
+    mean is over the pairs of all functions, `[layer]`. The loss is linear in the predictions as long as the same pairs
+    fall short, so it is enough to count for each boundary how often it should be greater, and how often less: value and
+    gradient are those of the sum over pairs, and no pair needs a number of its own.
     """
     above = true[:, :, None] > true[:, None, :]  # never where one of them is NaN
-    short = torch.relu(MARGIN - predicted[..., :, None] + predicted[..., None, :])
-    return torch.einsum("lfij,fij->l", short, above.to(short.dtype)) / above.sum().clamp(min=1)
+    with torch.no_grad():
+        short = above & (predicted[..., None, :] > predicted[..., :, None] - MARGIN)
+        raised, lowered = short.sum(-1, dtype=predicted.dtype), short.sum(-2, dtype=predicted.dtype)
+    total = (MARGIN * raised + (lowered - raised) * predicted).sum((-1, -2))
+    return total / above.sum().clamp(min=1)
 
 
 def orthogonality(projection: Tensor) -> Tensor:

@@ -73,11 +73,12 @@ PAPER = Settings()
 class Batch:
     """Functions of like length: where their leaves are, and what is true of them.
 
-    `d` `[function boundary]` has NaN after a function's last one; `place` says where each boundary is in it, flat.
+    `d` `[function boundary]` has NaN after a function's last one. Of all neighbouring leaves of the batch `within` are
+    those of one function, and `place` says where they are in `d`, flat; `c` is UNKNOWN for the others.
     """
 
     leaves: slice
-    left: Tensor
+    within: Tensor
     place: Tensor
     d: Tensor
     c: Tensor
@@ -100,7 +101,7 @@ class TrainingSet:
         starts = np.concatenate([[0], lengths.cumsum()])
         order = np.argsort(lengths, kind="stable")
         rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in order])
-        values = ((states.values - scale[0]) / scale[1])[:, rows]
+        values = states.values[:, rows].sub_(scale[0]).div_(scale[1])
         batches, first = [], 0
         for at in range(0, len(order), batch):
             chosen = order[at : at + batch]
@@ -116,20 +117,23 @@ def _batch(leaves: slice, trees: Sequence[TreeTuple], labels: Labels) -> Batch:
     for row, tree in enumerate(trees):
         d[row, : len(tree.d)] = torch.tensor(tree.d)
     c, u = labels.numbers
+    within = boundaries(lengths)
+    true = torch.full((sum(lengths) - 1,), UNKNOWN)
+    true[within] = torch.tensor([c.get(chain, UNKNOWN) for tree in trees for chain in tree.c])
     return Batch(
         leaves,
-        boundaries(lengths),
+        within,
         (~d.isnan()).flatten().nonzero().squeeze(-1),
         d,
-        torch.tensor([c.get(chain, UNKNOWN) for tree in trees for chain in tree.c]),
+        true,
         torch.tensor([u.get(chain, UNKNOWN) for tree in trees for chain in tree.u]),
     )
 
 
 def losses(weights: Weights, values: Tensor, batch: Batch) -> Tensor:
     """Rank loss and both cross-entropies, `[layer]`."""
-    said = scores(weights, values[:, batch.leaves], batch.left)
-    padded = said.d.new_zeros(len(said.d), batch.d.numel()).index_copy(1, batch.place, said.d)
+    said = scores(weights, values[:, batch.leaves])
+    padded = said.d.new_zeros(len(said.d), batch.d.numel()).index_copy(1, batch.place, said.d[:, batch.within])
     rank = rank_loss(padded.unflatten(1, batch.d.shape), batch.d)
     return rank + _cross_entropy(said.c, batch.c) + _cross_entropy(said.u, batch.u)
 
@@ -175,22 +179,16 @@ def fit(
 
     Raises BadInput for a rank above the width of the states, and for sites that were not read.
     """
-    states, trees = train
-    chosen = list(sites or states.sites)
-    values = torch.stack([states.of(site) for site in chosen])
-    width = values.shape[-1]
+    (states, trees), (judged, others) = (train[0].at(sites), train[1]), (valid[0].at(sites), valid[1])
+    width = states.values.shape[-1]
     settings.require_width(width)
     labels = Labels.of(trees)
-    scale = _scale(values, settings.standardize)
-    sets = [
-        TrainingSet.of(LeafStates(tuple(chosen), torch.stack([s.of(site) for site in chosen]), s.lengths), t, labels,
-                       settings.batch, scale)
-        for s, t in (train, valid)
-    ]  # fmt: skip
+    scale = _scale(states.values, settings.standardize)
+    sets = [TrainingSet.of(s, t, labels, settings.batch, scale) for s, t in ((states, trees), (judged, others))]
     learners = _train(*sets, _first(width, labels, settings), settings, progress)
     return {
         site: _probe(site, learner.kept, scale[0][i, 0], scale[1][i, 0], labels)
-        for i, (site, learner) in enumerate(zip(chosen, learners, strict=True))
+        for i, (site, learner) in enumerate(zip(states.sites, learners, strict=True))
     }
 
 
@@ -240,8 +238,8 @@ def _first(width: int, labels: Labels, settings: Settings) -> list[Tensor]:
 def _scale(values: Tensor, standardize: bool) -> tuple[Tensor, Tensor]:
     if not standardize:
         return torch.zeros(len(values), 1, values.shape[2]), torch.ones(len(values), 1, values.shape[2])
-    deviation = values.std(1, keepdim=True, correction=0)
-    return values.mean(1, keepdim=True), torch.where(deviation > 0, deviation, 1)
+    variance, mean = torch.var_mean(values, 1, keepdim=True, correction=0)
+    return mean, torch.where(variance > 0, variance.sqrt(), 1)
 
 
 def _probe(site: str, weights: Weights, mean: Tensor, deviation: Tensor, labels: Labels) -> AstProbe:

@@ -50,6 +50,19 @@ def test_the_rank_loss_is_the_double_loop_over_pairs() -> None:
     assert rank_loss(torch.zeros(1, 1, 2), torch.tensor([[3.0, 3.0]])).item() == 0  # equals are no pair
 
 
+def test_the_gradient_of_the_rank_loss_is_that_of_the_sum_over_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randint(0, 5, (3, 8), generator=generator).float()
+    true[2, 4:] = torch.nan
+    predicted = (torch.randn(2, 3, 8, generator=generator) * 2).requires_grad_()
+    above = true[:, :, None] > true[:, None, :]
+    pairs = torch.relu(1 - (predicted[..., :, None] - predicted[..., None, :]))[:, above].mean(1)
+    (expected,) = torch.autograd.grad(pairs.sum(), predicted)
+    (found,) = torch.autograd.grad(rank_loss(predicted, true).sum(), predicted)
+    assert expected.abs().max() > 0
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
 def test_distances_in_the_right_order_cost_nothing_beyond_the_margin() -> None:
     true = torch.tensor([[1.0, 3.0, 2.0]])
     assert rank_loss(2 * true[None], true).item() == 0
@@ -120,7 +133,7 @@ def test_packed_and_sorted_batches_cost_what_each_function_costs_alone() -> None
     surprise: dict[str, list[Tensor]] = {"c": [], "u": []}
     for i, tree in enumerate(TREES):
         own = states.values[:, starts[i] : starts[i + 1]]
-        said = scores(weights, own, torch.arange(len(tree.d)))
+        said = scores(weights, own)
         n = sum(a > b for a in tree.d for b in tree.d)
         rank += by_double_loop(said.d, torch.tensor([tree.d])) * n
         pairs += n
