@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import streamlit as st
 
-from apps.explorer.pages import doctor, export, heads, model, needles, patching, runs
+from apps.explorer.views import doctor, export, heads, model, needles, patching, runs
 
+# By address. Without icons, which browsers would fetch from the network. (Streamlit shows bare strings of this file.)
 PAGES = {
-    "heads": (heads.page, "Heads", ":material/grid_on:"),
-    "model": (model.page, "Model", ":material/psychology:"),
-    "needles": (needles.page, "Needles", ":material/search:"),
-    "patching": (patching.page, "Patching", ":material/healing:"),
-    "runs": (runs.page, "Runs", ":material/folder_open:"),
-    "export": (export.page, "Export", ":material/download:"),
-    "doctor": (doctor.page, "Doctor", ":material/stethoscope:"),
+    "heads": (heads.page, "Heads"),
+    "model": (model.page, "Model"),
+    "needles": (needles.page, "Needles"),
+    "patching": (patching.page, "Patching"),
+    "runs": (runs.page, "Runs"),
+    "export": (export.page, "Export"),
+    "doctor": (doctor.page, "Doctor"),
 }
+# On a phone a figure keeps a width at which it can be read, and is moved sideways.
+NARROW = """
+<style>
+@media (max-width: 640px) {
+  [data-testid="stElementContainer"]:has([data-testid="stPlotlyChart"]) { overflow-x: auto; }
+  [data-testid="stFullScreenFrame"]:has([data-testid="stPlotlyChart"]) { min-width: 560px; }
+}
+</style>
+"""
 
 
 def main() -> None:
     """Draw the page that the address asks for."""
     st.set_page_config(page_title="interp explorer", layout="wide")
+    st.html(NARROW)
     pages = [
-        st.Page(page, title=title, icon=icon, url_path=path, default=path == "heads")
-        for path, (page, title, icon) in PAGES.items()
+        st.Page(page, title=title, url_path=path, default=path == "heads") for path, (page, title) in PAGES.items()
     ]
     st.navigation(pages).run()
 

@@ -37,6 +37,7 @@ class HeadMetric:
     n: int
     run: str
     model: str
+    fingerprint: str
 
     def __str__(self) -> str:
         return f"{self.name} · {self.run}"
@@ -128,7 +129,8 @@ def _metric(run: Run, name: str, frame: pd.DataFrame, column: str, group: str) -
     bounds = ("low", "high") if column == first and "low" in frame else (f"{column}_low", f"{column}_high")
     n = int(frame["n"].max()) if "n" in frame else 0
     title = f"{group}: {column}" if group else column
-    return HeadMetric(title, grid(column), grid(bounds[0]), grid(bounds[1]), n, name, str(run.record.model.get("name")))
+    about = (str(run.record.model.get(key)) for key in ("name", "fingerprint"))
+    return HeadMetric(title, grid(column), grid(bounds[0]), grid(bounds[1]), n, name, *about)
 
 
 def head_table(metrics: list[HeadMetric], head: Head) -> pd.DataFrame:

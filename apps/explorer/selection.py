@@ -46,6 +46,12 @@ def clickable(
             showlegend=False,
         )
     layered.update_layout(dragmode=False)
+    if own is None or own.x is None:  # an axis of numbers would make room for the points
+        layered.update_xaxes(range=[-0.5, values.shape[1] - 0.5])
+        layered.update_yaxes(range=[values.shape[0] - 0.5, -0.5], autorange=False)
+    elif all(isinstance(name, (int, np.integer)) for name in own.x):
+        layered.update_xaxes(range=[min(own.x) - 0.5, max(own.x) + 0.5])
+        layered.update_yaxes(range=[max(own.y) + 0.5, min(own.y) - 0.5], autorange=False)
     return layered
 
 

@@ -94,8 +94,13 @@ def refuse_unknown(key: str, names: Sequence[str], what: str) -> None:
 
 
 def figure(drawn: go.Figure, key: str, **more: Any) -> Any:
-    """A figure as the library drew it."""
-    return st.plotly_chart(drawn, key=key, theme=None, config={"displaylogo": False}, **more)
+    """A figure as the library drew it, but for the names of colour bars: above one they would take the map's room."""
+    import plotly.graph_objects as go
+
+    shown = go.Figure(drawn).update_traces(colorbar_title_side="right", selector={"type": "heatmap"})
+    if shown.layout.coloraxis.colorbar.title.text:
+        shown.update_layout(coloraxis_colorbar_title_side="right")
+    return st.plotly_chart(shown, key=key, theme=None, config={"displaylogo": False}, **more)
 
 
 def table(frame: pd.DataFrame, key: str, **more: Any) -> Any:

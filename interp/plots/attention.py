@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,11 +24,12 @@ def statistic_map(summary: AttentionSummary, statistic: str) -> go.Figure:
         go.Heatmap(
             z=values,
             colorscale=SEQUENTIAL,
-            colorbar={"title": statistic},
             hovertemplate="head %{y}.%{x}: %{z:.3f}<extra></extra>",
         )
     )
-    figure.update_layout(template=TEMPLATE, title=f"{STATISTICS[statistic]}, n = {len(summary.ids)}")
+    figure.update_layout(
+        template=TEMPLATE, title="<br>".join(wrap(f"{STATISTICS[statistic]}, n = {len(summary.ids)}", 44))
+    )
     figure.update_xaxes(title="head", dtick=max(1, values.shape[1] // 16))
     figure.update_yaxes(title="layer", autorange="reversed", dtick=max(1, values.shape[0] // 16))
     return figure

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LABELLED = 24
 """Positions up to which every cell says its token; beyond, only the hover does."""
+CELL = 6
+"""Characters of a token that a cell has room for."""
 
 
 def visible(token: str) -> str:
@@ -26,7 +28,8 @@ def visible(token: str) -> str:
 def lens_map(lens: LogitLens) -> go.Figure:
     """Heat map of the probability of the most probable next token: sites upwards, positions to the right."""
     probability = np.exp(lens.log_probabilities[:, :, 0])
-    said = np.array([[visible(lens.said[int(i)]) for i in row] for row in lens.ids[:, :, 0]], dtype=object)
+    texts = [[lens.said[int(i)] for i in row] for row in lens.ids[:, :, 0]]
+    said = np.array([[visible(text) for text in row] for row in texts], dtype=object)
     first = lens.parameters.get("first", 0)
     ticks = [f"{first + i} {visible(token)}" for i, token in enumerate(lens.tokens)]
     positions = np.broadcast_to(np.arange(first, first + len(ticks)), said.shape)
@@ -34,10 +37,11 @@ def lens_map(lens: LogitLens) -> go.Figure:
         go.Heatmap(
             z=probability,
             y=list(lens.sites),
-            text=said,
+            text=[[visible(text if len(text) <= CELL else f"{text[: CELL - 1]}…") for text in row] for row in texts],
             texttemplate="%{text}" if len(lens.tokens) <= LABELLED else None,
-            customdata=np.stack([lens.entropy, lens.kl, positions], axis=-1),
-            hovertemplate="%{y}, position %{customdata[2]}<br>says %{text} (p = %{z:.3f})<br>entropy "
+            textfont={"size": 10},
+            customdata=np.stack([lens.entropy, lens.kl, positions, said], axis=-1),
+            hovertemplate="%{y}, position %{customdata[2]}<br>says %{customdata[3]} (p = %{z:.3f})<br>entropy "
             "%{customdata[0]:.2f} nats, KL from the model's prediction %{customdata[1]:.2f} nats<extra></extra>",
             colorscale=SEQUENTIAL,
             zmin=0,
@@ -47,11 +51,15 @@ def lens_map(lens: LogitLens) -> go.Figure:
     )
     step = -(-len(ticks) // 48)
     figure.update_xaxes(
-        title="position and token", tickvals=list(range(0, len(ticks), step)), ticktext=ticks[::step], showgrid=False
+        title="position and token",
+        tickvals=list(range(0, len(ticks), step)),
+        ticktext=ticks[::step],
+        showgrid=False,
+        automargin=True,
     )
-    figure.update_yaxes(title="read after", showgrid=False)
+    figure.update_yaxes(title="read after", showgrid=False, automargin=True)
     figure.update_layout(
-        template=TEMPLATE, title=f"logit lens of {escape(str(lens.model['name']))}", height=160 + 32 * len(lens.sites)
+        template=TEMPLATE, title=f"logit lens of {escape(str(lens.model['name']))}", height=220 + 32 * len(lens.sites)
     )
     return figure
 

@@ -121,9 +121,10 @@ def _scatter(x: HeadMetric, y: HeadMetric) -> None:
 
 
 def _scores(metrics: Mapping[str, Mapping[str, HeadMetric]], head: Head, run: Run) -> None:
-    model = run.record.model.get("name")
-    st.subheader(f"Head {head[0]}.{head[1]} of {show.text(model)}")
-    same = [metric for of_run in metrics.values() for metric in of_run.values() if metric.model == str(model)]
+    about = run.record.model
+    st.subheader(f"Head {head[0]}.{head[1]} of {show.text(about.get('name'))}")
+    every = [metric for of_run in metrics.values() for metric in of_run.values()]
+    same = [metric for metric in every if metric.fingerprint == str(about.get("fingerprint"))]
     show.table(head_table(same, head), "head-scores")
 
 

@@ -58,7 +58,12 @@ def _facts(result: PatchingResult) -> None:
         st.columns(len(result.metrics)), result.metrics, result.clean.mean(1), result.corrupted.mean(1), strict=True
     ):
         column.metric(
-            f"{name.replace('_', ' ')}, clean", f"{clean:.3f}", f"{corrupted:.3f} corrupted", "off", border=True
+            f"{name.replace('_', ' ')}, clean",
+            f"{clean:.3f}",
+            f"{corrupted:.3f} corrupted",
+            "off",
+            delta_arrow="off",
+            border=True,
         )
 
 

@@ -14,7 +14,6 @@ from apps.explorer.results import figures_of, result_of
 from interp.errors import BadInput, UnreadableFile
 from interp.heads.formats import FORMATS, Loss, read_mask, write_mask
 from interp.heads.mask import HeadMask
-from interp.heads.scores import HeadScores
 from interp.runs import Run
 
 SUFFIXES = {"safetensors": ".safetensors", "npy": ".npy", "duo": ".zip"}
@@ -70,8 +69,7 @@ def _own(run: Run) -> HeadMask | None:
     file = run.path / "mask.json"
     if file.is_file():
         return read_mask(file)
-    result = result_of(run)
-    return result.mask() if isinstance(result, HeadScores) else None
+    return result_of(run).mask() if run.record.kind == "head-scores" else None
 
 
 def mask_file(mask: HeadMask, form: str) -> tuple[bytes, tuple[Loss, ...]]:

@@ -10,7 +10,6 @@ import streamlit as st
 
 from apps.explorer import live, show
 from apps.explorer.differences import said
-from interp.attention_summary import STATISTICS
 from interp.tasks.vocabulary import data_folder
 
 if TYPE_CHECKING:
@@ -26,19 +25,17 @@ def page() -> None:
     if found is None:
         return
     spec = found.spec
-    for column, (name, value) in zip(
-        st.columns(6),
-        {
-            "layers": spec.layers,
-            "heads": f"{spec.heads} ({spec.kv_heads} kv)",
-            "width": spec.width,
-            "vocabulary": f"{spec.vocab:,}",
-            "context": "none" if spec.context is None else f"{spec.context:,}",
-            "parameters": f"{spec.parameters / 1e6:,.1f} M",
-        }.items(),
-        strict=True,
-    ):
-        column.metric(name, value)
+    facts = {
+        "layers": spec.layers,
+        "heads": f"{spec.heads} ({spec.kv_heads} kv)",
+        "width": spec.width,
+        "vocabulary": f"{spec.vocab:,}",
+        "context": "none" if spec.context is None else f"{spec.context:,}",
+        "parameters": f"{spec.parameters / 1e6:,.1f} M",
+    }
+    with st.container(horizontal=True):
+        for name, value in facts.items():
+            st.metric(name, value, width="content")
     with st.expander(f"About {show.text(spec.name)}"):
         _about(found)
     prompt = live.prompt()
@@ -102,6 +99,8 @@ PROBABILITY = {"probability": st.column_config.ProgressColumn("probability", min
 def _attention(found: Model, prompt: str) -> None:
     st.subheader("Attention")
     st.caption("Measured inside the attention kernel; no attention matrix is built.")
+    from interp.attention_summary import STATISTICS
+
     summary = live.summary(found, prompt)
     statistic = st.selectbox("Statistic", STATISTICS, key="statistic", format_func=STATISTICS.__getitem__)
     show.figure(summary.plot(statistic), "attention")
