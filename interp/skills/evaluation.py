@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -137,17 +137,11 @@ class Evaluation:
             started=started,
         )
 
-    def plot(self) -> go.Figure:
-        """Accuracy against budget, one line a method."""
-        from interp.plots.skills import budget_curves
+    def plot(self, what: Literal["budget", "reliability"] = "budget", split: str = "test") -> go.Figure:
+        """Accuracy against budget, one line a method; or confidence against accuracy of the localised models."""
+        from interp.plots.skills import budget_curves, reliability_diagram
 
-        return budget_curves(self)
-
-    def plot_reliability(self, split: str = "test", bins: int = 10) -> go.Figure:
-        """Confidence against accuracy of the pre-trained, fine-tuned and grafted models."""
-        from interp.plots.skills import reliability_diagram
-
-        return reliability_diagram(self, split, bins)
+        return budget_curves(self, split) if what == "budget" else reliability_diagram(self, split)
 
 
 def evaluate(

@@ -44,7 +44,7 @@ def test_reliability_shows_the_table_of_both_models_and_the_localized(evaluation
         "pre-trained", "fine-tuned", "localized 1.000%", "localized 10.000%"]  # fmt: skip
     np.testing.assert_allclose(traces[1].y, evaluation.reliability(1).accuracy)
     assert f"{evaluation.frame.ece_10[1]:.3f}" in traces[1].name
-    assert len(evaluation.plot_reliability().data) == 5
+    assert len(evaluation.plot("reliability").data) == 5
 
 
 def test_the_module_map_is_the_breakdown() -> None:
