@@ -219,7 +219,8 @@ def _show_trees(row: dict[str, Any]) -> None:
 
 def _lines(constituents: Sequence[Constituent], leaves: Sequence[str], other: Sequence[Constituent]) -> Text:
     """An indented tree, one line a node with its words; what the other tree lacks is marked and red."""
-    text, path, held = Text(), [], set(other)
+    text, held = Text(), set(other)
+    path: list[int] = []
     for label, first, last in constituents:
         while path and path[-1] < first:
             path.pop()

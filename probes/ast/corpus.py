@@ -162,7 +162,7 @@ def split_by_file(
         raise BadInput(
             f"{len(snippets)} functions of {len(files)} files cannot be split by file into train, validation and test"
         )
-    return Split(*(tuple(parts[part]) for part in ("train", "valid", "test")), name, source, seed)
+    return Split(tuple(parts["train"]), tuple(parts["valid"]), tuple(parts["test"]), name, source, seed)
 
 
 def _files(root: Path, suffixes: Sequence[str], skipped: frozenset[str]) -> Iterator[Path]:

@@ -170,8 +170,10 @@ class AstStudy:
         arrays = run.arrays
 
         def probe(site: str, off: float) -> AstProbe:
-            parts = (torch.from_numpy(arrays[f"{name}.{site}"]) for name in ("projection", "offset", "c", "u"))
-            return AstProbe(site, *parts, labels=labels, orthogonality=off)
+            projection, offset, c, u = (
+                torch.from_numpy(arrays[f"{n}.{site}"]) for n in ("projection", "offset", "c", "u")
+            )
+            return AstProbe(site, projection, offset, c, u, labels, off)
 
         probes = {site: probe(site, off) for site, off in held["orthogonality"].items()}
         parameters = {k: v for k, v in run.record.parameters.items() if k not in ("best", "saturation_rank")}

@@ -179,13 +179,14 @@ def fit(
 
     Raises BadInput for a rank above the width of the states, and for sites that were not read.
     """
-    (states, trees), (judged, others) = (train[0].at(sites), train[1]), (valid[0].at(sites), valid[1])
+    (states, trees), judged = (train[0].at(sites), train[1]), valid[0].at(sites)
     width = states.values.shape[-1]
     settings.require_width(width)
     labels = Labels.of(trees)
     scale = _scale(states.values, settings.standardize)
-    sets = [TrainingSet.of(s, t, labels, settings.batch, scale) for s, t in ((states, trees), (judged, others))]
-    learners = _train(*sets, _first(width, labels, settings), settings, progress)
+    learned = TrainingSet.of(states, trees, labels, settings.batch, scale)
+    held_out = TrainingSet.of(judged, valid[1], labels, settings.batch, scale)
+    learners = _train(learned, held_out, _first(width, labels, settings), settings, progress)
     return {
         site: _probe(site, learner.kept, scale[0][i, 0], scale[1][i, 0], labels)
         for i, (site, learner) in enumerate(zip(states.sites, learners, strict=True))
