@@ -205,6 +205,10 @@ def _show(result: AstStudy) -> None:
     )
     show_frame(f"{result.best} (best on validation) beyond its controls", result.comparisons())
     show_frame("the commonest node types there", result.types.head(12))
+    if tied := result.parameters["tied"]:
+        say(
+            f"{tied:.0%} of neighbouring leaves share their only token, and so their state: their distance is always 0."
+        )
 
 
 def _show_trees(row: dict[str, Any]) -> None:

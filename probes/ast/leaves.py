@@ -17,6 +17,7 @@ from interp.tracing.batch import Encoded, check_length
 from interp.tracing.model import Model
 from interp.tracing.sites import Site
 from probes.ast.corpus import Snippet
+from probes.ast.probe import boundaries
 
 Alignment = Literal["offsets", "one-by-one"]
 """`"offsets"`: the code as it is, each leaf the tokens that touch its characters. `"one-by-one"`, as the published
@@ -44,6 +45,13 @@ class LeafStates:
         starts = np.cumsum([0, *self.lengths[:-1]])
         moved = [start + np.roll(np.arange(n), n // 2) for start, n in zip(starts, self.lengths, strict=True)]
         return LeafStates(self.sites, self.values[:, np.concatenate(moved)], self.lengths)
+
+    @property
+    def tied(self) -> float:
+        """Share of neighbouring leaves of one state, as they share their token: no probe can part these two."""
+        within = boundaries(self.lengths)
+        last = self.values[-1]
+        return float((last[within] == last[within + 1]).all(-1).float().mean())
 
     def at(self, sites: Sequence[str] | None) -> LeafStates:
         """Only some sites; all for None. Raises BadInput as `of`."""

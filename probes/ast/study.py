@@ -54,6 +54,7 @@ def ast_study(
     work = _Work(split, seed, steps, progress)
 
     states = work.read(model, alignment)
+    tied = states["test"].tied
     probes = work.fit(states, settings)
     predicted = {site: work.judge(PROBE, probe, states) for site, probe in probes.items()}
     best = max(probes, key=work.validated)
@@ -75,6 +76,7 @@ def ast_study(
         "settings": settings.as_dict(),
         "ranks": [settings.rank, *(each.rank for each in others)],
         "alignment": alignment,
+        "tied": tied,
         "controls": controls,
         "language": split.language,
         "source": split.source,

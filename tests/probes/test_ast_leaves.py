@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -150,6 +151,15 @@ def test_one_by_one_is_the_published_tokenisation_and_sees_no_line_breaks(pocket
     assert torch.equal(leaf_states(pocket, [respaced], alignment="one-by-one").values[:, -1], leaf_states(
         pocket, [each], alignment="one-by-one").values[:, -1])  # fmt: skip
     assert not torch.allclose(leaf_states(pocket, [each]).of("resid_post.1"), states, atol=1e-2)
+
+
+def test_leaves_of_one_token_are_counted_as_tied(pocket: Model) -> None:
+    each = snippet(CODES[0])
+    offsets = pocket.tokenizer(each.code, return_offsets_mapping=True)["offset_mapping"]
+    tokens = [{i for i, (a, b) in enumerate(offsets) if a < leaf.span[1] and b > leaf.span[0]} for leaf in each.leaves]
+    same = [a == b for a, b in pairwise(tokens)]
+    assert any(same)
+    assert leaf_states(pocket, [each]).tied == pytest.approx(sum(same) / len(same))
 
 
 def test_shifted_leaves_keep_their_function_and_no_place() -> None:
