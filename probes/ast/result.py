@@ -124,6 +124,9 @@ class AstStudy:
 
         return by_layer_and_rank(self)
 
+    def _repr_html_(self) -> str:
+        return self.comparisons().to_html(index=False) + self.curve(PROBE).to_html(index=False)
+
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder: the table, all functions' F1, the probes, and the tables of types and comparisons."""
         arrays = {
