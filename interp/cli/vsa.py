@@ -53,12 +53,11 @@ class Prompts:
             return analogies.analogy_prompts(
                 tokenizer, self.n, self.seed, relations=analogies.read_analogies(self.analogies)
             )
-        make = {
-            "analogies": analogies.analogy_prompts,
-            "key-value": analogies.key_value_prompts,
-            "syntax": analogies.syntax_prompts,
-        }
-        return make[self.task](tokenizer, self.n, self.seed)
+        if self.task == "key-value":
+            return analogies.key_value_prompts(tokenizer, self.n, self.seed)
+        if self.task == "syntax":
+            return analogies.syntax_prompts(tokenizer, self.n, self.seed)
+        return analogies.analogy_prompts(tokenizer, self.n, self.seed)
 
 
 @app.command()

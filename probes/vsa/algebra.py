@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torchhd
+import torchhd  # type: ignore[import-untyped]
 from torch import Tensor
 
 from interp.errors import BadInput, choose

@@ -16,10 +16,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-import torchhd
+import torchhd  # type: ignore[import-untyped]
 from torch import Tensor
 
 from interp.errors import BadInput, choose
@@ -78,7 +78,7 @@ def from_text(
     """
     if choice not in ("last", "new"):
         raise BadInput(
-            f"a query of the text is chosen by 'last' or 'new', not {choice!r}; {choose(choice, Choose.__args__)}"
+            f"a query of the text is chosen by 'last' or 'new', not {choice!r}; {choose(choice, get_args(Choose))}"
         )
     found = []
     for row, text in zip(x, texts, strict=True):
@@ -116,7 +116,7 @@ class Factors:
 
 
 def factorise(
-    x: Tensor, domains: Sequence[Sequence[str]], codebook: Codebook, seed: int = 0, restarts: int = 4
+    x: Tensor, domains: Sequence[Sequence[str]], codebook: Codebook, seed: int = 0, restarts: int = 1
 ) -> Factors:
     """The concepts, one of each domain, whose product is nearest to the hypervector `[dimensions]`.
 

@@ -220,11 +220,11 @@ def _train_together(
         report(epoch)
         if bool((epoch - at >= training.patience).all()):
             break
-    kept = [tensor.cpu() for tensor in best]
+    final = [tensor.cpu() for tensor in best]
     return {
         name: Encoder(
-            tuple(tensor[i] for tensor in kept[::2]),
-            tuple(tensor[i, 0] for tensor in kept[1::2]),
+            tuple(tensor[i] for tensor in final[::2]),
+            tuple(tensor[i, 0] for tensor in final[1::2]),
             mean[i, 0],
             scale[i, 0],
             algebra,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def split(structures: Sequence[Structure], by: By = "pair", seed: int = 0) -> Sp
     dropped; then the same for validation pairs. Raises BadInput where a side would be empty.
     """
     if by not in ("pair", "combination"):
-        raise BadInput(f"prompts are split by 'pair' or by 'combination', not {by!r}; {choose(by, By.__args__)}")
+        raise BadInput(f"prompts are split by 'pair' or by 'combination', not {by!r}; {choose(by, get_args(By))}")
     units = [each.asked if by == "pair" else each.pairs for each in structures]
     order = sorted(set(units), key=lambda unit: sorted(map(sorted, unit)) if by == "combination" else sorted(unit))
     np.random.default_rng(seed).shuffle(order)
@@ -52,4 +52,5 @@ def split(structures: Sequence[Structure], by: By = "pair", seed: int = 0) -> Sp
             f"{len(each)} {name}" for each, name in zip(rows, ("training", "validation", "test"), strict=True)
         )
         raise BadInput(f"split by {by}, {len(order)} different units leave {sizes} prompts; give more prompts")
-    return Split(*rows, dropped=int((~keep).sum()))
+    train, validation, test = rows
+    return Split(train, validation, test, dropped=int((~keep).sum()))

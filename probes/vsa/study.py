@@ -39,7 +39,13 @@ Encoding = Literal["pairs", "roles"]
 TOP = (1, 3, 5)
 DRAWS = 5
 """Random codebooks that chance is estimated with."""
-NEEDS = {"oracle": "target", "key": "structure", "role": "schema", "last": "text", "new": "text"}
+NEEDS = {
+    "oracle": "target",
+    "key": "structure",
+    "role": "schema",
+    "last": "text",
+    "new": "text",
+}
 """What a decoder must be told. Only the oracle looks at the target; a schema is the same for every prompt."""
 
 
@@ -95,7 +101,8 @@ class HyperdimensionalProbe:
         vectors = ingest(states, (encoder.split("/")[2],), self.seed)
         (predicted,) = self.encoder(encoder)(next(iter(vectors.values())))
         roles = [name for name in self.codebook.concepts if name.startswith(ROLE)]
-        asked = [(query,) for query in queries or roles or mentioned(text, self.codebook)] or [()]
+        names = queries or roles or mentioned(text, self.codebook)
+        asked: list[tuple[str, ...]] = [(name,) for name in names] or [()]
         rows = []
         for query in asked:
             best = unbound(predicted, query, self.codebook).topk(min(top, len(self.codebook)))
@@ -144,7 +151,8 @@ class HyperdimensionalProbe:
             name: Encoder.from_arrays(name, run.arrays, algebra, cosine, epochs)
             for name, (cosine, epochs) in about.pop("encoders").items()
         }
-        sides = Split(*(run.arrays[f"split.{side}"] for side in ("train", "validation", "test")), about.pop("dropped"))
+        train, validation, test = (run.arrays[f"split.{side}"] for side in ("train", "validation", "test"))
+        sides = Split(train, validation, test, about.pop("dropped"))
         chance = about.pop("chance_cosine")
         return cls(run.frame, codebook, encoders, sides, chance, run.record.model, about, run.record.seed)
 
@@ -233,6 +241,10 @@ class _Judge:
         known = {self.structures[i].target for i in self.split.train}
         return float(np.mean([each.target in known for each in self.asked]))
 
+    @property
+    def by_roles(self) -> bool:
+        return any(name.startswith(ROLE) for name in self.codebook.concepts)
+
     def queried(self, predicted: Tensor) -> Tensor:
         """The predicted hypervectors with the target's key unbound."""
         unbound_rows = [
@@ -265,9 +277,8 @@ class _Judge:
             yield from self.rows({**about, "method": "random codebook", "decoder": "", "needs": ""}, mean)
 
     def decoded(self, predicted: Tensor) -> Iterator[tuple[str, Tensor]]:
-        roles = bool(self.asked[0].key and self.asked[0].key.startswith(ROLE))
-        yield "role" if roles else "key", by_key(predicted, self.asked, self.codebook)
-        if not roles:
+        yield "role" if self.by_roles else "key", by_key(predicted, self.asked, self.codebook)
+        if not self.by_roles:
             texts = [self.prompts.texts[i] for i in self.split.test]
             for choice in ("last", "new"):
                 yield choice, from_text(predicted, texts, self.codebook, choice, self.accepted)
