@@ -21,7 +21,7 @@ NARROW = """
 <style>
 @media (max-width: 640px) {
   [data-testid="stElementContainer"]:has([data-testid="stPlotlyChart"]) { overflow-x: auto; }
-  [data-testid="stFullScreenFrame"]:has([data-testid="stPlotlyChart"]) { min-width: 560px; }
+  [data-testid="stFullScreenFrame"]:has([data-testid="stPlotlyChart"]) { min-width: 720px; }
 }
 </style>
 """

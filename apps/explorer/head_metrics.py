@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 KEYS = ["layer", "head"]
 BESIDES = ("layer", "head", "n", "low", "high", "seed", "id")
 """Columns that say where or how sure, not how much."""
-GROUPS = ("role", "stage")
+GROUPS = ("stage", "role")
 """Columns that tell several rows of one head apart."""
 PLOTTED = {"head-scores": "score", "head-effects": "effect"}
 """The metric that a result of this kind plots itself."""
@@ -92,8 +92,6 @@ def _metrics(run: Run, name: str) -> dict[str, HeadMetric]:
         return {}
     found: dict[str, HeadMetric] = {}
     for group, part in _groups(frame):
-        if part.duplicated(KEYS).any():
-            return {}
         for column in _columns(part):
             metric = _metric(run, name, part, column, group)
             found[metric.name] = metric
@@ -101,10 +99,12 @@ def _metrics(run: Run, name: str) -> dict[str, HeadMetric]:
 
 
 def _groups(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    by = next((column for column in GROUPS if column in frame), None)
-    if by is None or not frame.duplicated(KEYS).any():
+    if not frame.duplicated(KEYS).any():
         return [("", frame)]
-    return [(str(value), part) for value, part in frame.groupby(by, sort=False)]
+    for by in GROUPS:
+        if by in frame and not frame.duplicated([*KEYS, by]).any():
+            return [(str(value), part) for value, part in frame.groupby(by, sort=False)]
+    return []
 
 
 def _columns(frame: pd.DataFrame) -> list[str]:

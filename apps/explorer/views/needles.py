@@ -74,7 +74,7 @@ def _live(loaded: Model, found: Mapping[str, Entry]) -> None:
         tests = len(wanted) * len(depths) * needles
         if not 0 < tests <= MOST_TESTS:
             raise BadInput(f"{tests} tests: choose lengths, depths and needles for 1 to {MOST_TESTS}")
-        st.session_state["needles"] = None
+        st.session_state["study-report"] = None
         st.button("Cancel", key="cancel")  # a click runs the page again, which ends the study at its next step
         bar = st.progress(0.0, "building the prompts …")
         report = _study(
@@ -87,8 +87,8 @@ def _live(loaded: Model, found: Mapping[str, Entry]) -> None:
             lambda done, total: bar.progress(done / total, f"condition {done} of {total}"),
         )
         bar.empty()
-        st.session_state["needles"] = report
-    report = st.session_state.get("needles")
+        st.session_state["study-report"] = report
+    report = st.session_state.get("study-report")
     if report is not None:
         st.caption(f"Mean ablation of {len(report.heads)} heads, beside as many random ones of their layers.")
         _report(report, "live")

@@ -1,0 +1,74 @@
+"""What is downloaded is what the library writes, and can be read back."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from apps.explorer.settings import samples_folder
+from interp.errors import BadInput, UnreadableFile
+from interp.heads.formats import FORMATS, read_mask
+from interp.heads.mask import HeadMask
+
+export = pytest.importorskip("apps.explorer.views.export", reason="the explorer is an extra")
+
+
+@pytest.fixture(scope="module")
+def mask() -> HeadMask:
+    return read_mask(samples_folder() / "retrieval" / "mask.json")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_mask_in_any_format_can_be_read_back(mask, form, tmp_path):
+    kept = mask if FORMATS[form].kind != "kv" else mask.to_kv("max").top(1)
+    data, losses = export.mask_file(kept, form)
+    path = tmp_path / "mask"
+    if form == "duo":
+        zipfile.ZipFile(io.BytesIO(data)).extractall(path)
+    else:
+        path.write_bytes(data)
+    again = read_mask(path, form, layers=4, heads=4 if FORMATS[form].kind == "kv" else 8)
+    lost = {loss.field for loss in losses}
+    if "scores" not in lost:
+        np.testing.assert_allclose(again.scores, kept.scores)
+    if not {"selected", "rule"} & lost and form in ("json", "safetensors"):
+        assert again == kept
+
+
+def test_a_downloaded_mask_can_be_uploaded(mask):
+    for form, name in (("json", "mask.json"), ("safetensors", "MASK.SAFETENSORS"), ("npy", "scores.npy")):
+        np.testing.assert_allclose(export.uploaded(name, export.mask_file(mask, form)[0]).scores, mask.scores)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "sentence"),
+    [
+        ("mask.exe", b"MZ", BadInput, "no mask file"),
+        ("../../mask.pkl", b"\x80\x04", BadInput, "no mask file"),
+        ("mask.json", b" " * (20 * 2**20 + 1), BadInput, "more than a mask has"),
+        ("mask.json", b"[" * 200_000, UnreadableFile, "."),
+        ("mask.json", b'{"schema": "interp-head-mask", "version": 99}', UnreadableFile, "version"),
+        ("mask.safetensors", b"\xff" * 64, UnreadableFile, "safetensors"),
+        ("mask.npy", b"\x93NUMPY\x01\x00broken", UnreadableFile, "."),
+    ],
+)
+def test_an_upload_is_checked_for_size_type_and_content(name, content, error, sentence):
+    with pytest.raises(error, match=sentence) as raised:
+        export.uploaded(name, content)
+    assert "/tmp" not in str(raised.value)
+
+
+def test_downloads_follow_the_choice_of_run(draw):
+    test = draw("export", export="samples/retrieval", model="none")
+    labels = [button.proto.label for button in test.get("download_button")]
+    assert labels == ["Download the mask", "CSV", "Parquet", "result: HTML", "result: JSON"]
+    test.selectbox(key="format").select("duo").run()
+    assert not test.error
+    assert "Not kept" in "".join(caption.value for caption in test.caption)
+    test.selectbox(key="export").select("samples/ioi-circuit").run()
+    assert [button.proto.label for button in test.get("download_button")] == ["CSV", "Parquet"]
+    assert json.loads((samples_folder() / "ioi-circuit" / "run.json").read_text())["kind"] == "circuit"
