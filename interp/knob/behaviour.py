@@ -59,7 +59,7 @@ class Behaviour:
 
     def pair_accuracy(self, setting: str) -> Interval:
         """Share of items answered right under both intents, with a 95 % Wilson interval."""
-        right = self._right(setting).all(1)
+        right = np.all(self._right(setting), axis=1)
         return wilson_interval(int(right.sum()), len(right))
 
     def accuracy(self, setting: str, intent: str) -> Interval:
