@@ -170,9 +170,6 @@ def test_a_typed_pair_is_patched_and_one_that_does_not_align_is_refused(draw):
     before = len(charts(test))
     test.selectbox(key="what").select("z, by head")
     patch = next(button for button in test.button if button.label == "Patch")
-    test.text_input(key="clean").set_value("When Alice and Mary went to the market, Mary gave the letter to")
-    test.text_input(key="corrupt").set_value("When Alice and Mary went to the market, Alice gave the letter to")
-    test.text_input(key="distractor").set_value(" Mary")
     patch.click().run()
     assert not test.exception
     assert not test.error, test.error[0].value

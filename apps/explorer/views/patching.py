@@ -26,8 +26,8 @@ SITES = {
 }
 TYPED = "a pair of my own"
 TASKS = (TYPED, "ioi", "colored-objects")
-CLEAN = "When Alice and Bob went to the market, Bob gave the letter to"
-CORRUPT = "When Alice and Bob went to the market, Alice gave the letter to"
+CLEAN = "When Alice and Mary went to the market, Mary gave the letter to"
+CORRUPT = "When Alice and Mary went to the market, Alice gave the letter to"
 MOST_TOKENS = 64
 """Of a typed pair: patching by position runs once a token and layer."""
 
@@ -86,7 +86,7 @@ def _live(loaded: Model) -> None:
             corrupt = st.text_input("Corrupted prompt, with as many tokens", CORRUPT, key="corrupt")
             left, right = st.columns(2)
             answer = left.text_input("Answer to the clean prompt", " Alice", key="answer")
-            distractor = right.text_input("Answer to the corrupted one", " Bob", key="distractor")
+            distractor = right.text_input("Answer to the corrupted one", " Mary", key="distractor")
             pairs: Any = (clean, corrupt, answer, distractor)
         else:
             pairs = st.slider("Pairs", 2, 32, 8, key="pairs")
