@@ -75,6 +75,8 @@ def _require_modest(file: Path) -> None:
     limit = RECORD_BYTES if file.suffix == ".json" and file.name == "run.json" else FILE_BYTES
     if file.is_symlink():
         raise UnreadableFile(f"{file.name} in it is a link, and runs hold none, so it is not opened")
+    if not (file.is_file() or file.is_dir()):
+        raise UnreadableFile(f"{file.name} in it is neither a file nor a folder, so it is not opened")
     if (size := file.stat().st_size) > limit:
         raise UnreadableFile(f"{file.name} has {size:,} bytes, more than the explorer reads ({limit:,})")
 

@@ -50,7 +50,8 @@ def pattern_map(pattern: np.ndarray, tokens: Sequence[str], title: str = "") -> 
         )
     )
     step = -(-len(names) // 48)
-    ticks = {"tickvals": list(range(0, len(names), step)), "ticktext": names[::step], "showgrid": False}
+    ticks = {"tickvals": list(range(0, len(names), step)), "ticktext": names[::step]}
+    ticks |= {"showgrid": False, "zeroline": False, "automargin": True}
     figure.update_layout(template=TEMPLATE, title=title, height=max(420, 120 + 14 * len(names)))
     figure.update_xaxes(title="key", **ticks)
     figure.update_yaxes(title="query", autorange="reversed", **ticks)

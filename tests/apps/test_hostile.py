@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 
@@ -98,7 +99,14 @@ def linked_file(own):
     (folder / "table.parquet").symlink_to("/etc/passwd")
 
 
+def pipe(own):
+    table = copied(own) / "table.parquet"
+    table.unlink()
+    os.mkfifo(table)  # whoever reads it waits for ever
+
+
 ATTACKS = {
+    pipe: "neither a file nor a folder",
     truncated_table: "cannot be read",
     wrong_shapes: "has shape (3, 7)",
     no_array: "has no array 'samples'",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import streamlit as st
 
@@ -13,7 +15,7 @@ from apps.explorer import show
 from apps.explorer.results import figures_of, result_of
 from interp.errors import BadInput, UnreadableFile
 from interp.heads.formats import FORMATS, Loss, read_mask, write_mask
-from interp.heads.mask import HeadMask
+from interp.heads.mask import HeadMask, Reduction
 from interp.runs import Run
 
 SUFFIXES = {"safetensors": ".safetensors", "npy": ".npy", "duo": ".zip"}
@@ -54,7 +56,7 @@ def _mask(run: Run, name: str) -> None:
         mask = mask.threshold(middle.number_input("Least score", value=0.1, step=0.05, key="threshold"))
     form = right.selectbox("Format", list(FORMATS), key="format")
     if FORMATS[form].kind == "kv" and mask.kind == "query":
-        rule = left.selectbox("Key/value heads score the", ["max", "mean"], key="reduction")
+        rule = left.selectbox("Key/value heads score the", get_args(Reduction), key="reduction")
         chosen = len(mask.heads)
         mask = mask.to_kv(rule).top(min(chosen, mask.scores.shape[0] * int(mask.kv_heads or 1)))
     st.caption(f"{FORMATS[form].holds}. {show.text(repr(mask))}")
@@ -104,13 +106,11 @@ def _figures(run: Run, name: str) -> None:
         left, right = st.columns(2)
         left.download_button(
             f"{what}: HTML",
-            lambda drawn=drawn: drawn.to_html(include_plotlyjs=True),
+            partial(drawn.to_html, include_plotlyjs=True),
             f"{file}.html",
             key=f"html-{what}",
         )
-        right.download_button(
-            f"{what}: JSON", lambda drawn=drawn: drawn.to_json(), f"{file}.json", "application/json", key=f"json-{what}"
-        )
+        right.download_button(f"{what}: JSON", drawn.to_json, f"{file}.json", "application/json", key=f"json-{what}")
 
 
 def _read_back() -> None:

@@ -19,6 +19,7 @@ from interp.runs import Run
 if TYPE_CHECKING:
     from interp.tracing.model import Model
 
+NUMBERS = {name: st.column_config.NumberColumn(format="%.4f") for name in ("value", "low", "high")}
 ABLATIONS = {
     "mean": "mean over this prompt's tokens",
     "zero": "zero",
@@ -125,7 +126,7 @@ def _scores(metrics: Mapping[str, Mapping[str, HeadMetric]], head: Head, run: Ru
     st.subheader(f"Head {head[0]}.{head[1]} of {show.text(about.get('name'))}")
     every = [metric for of_run in metrics.values() for metric in of_run.values()]
     same = [metric for metric in every if metric.fingerprint == str(about.get("fingerprint"))]
-    show.table(head_table(same, head), "head-scores")
+    show.table(head_table(same, head), "head-scores", column_config=NUMBERS)
 
 
 def _on_prompt(head: Head, run: Run) -> None:

@@ -35,7 +35,7 @@ def page() -> None:
     }
     with st.container(horizontal=True):
         for name, value in facts.items():
-            st.metric(name, value, width="content")
+            st.metric(name, str(value), width="content")
     with st.expander(f"About {show.text(spec.name)}"):
         _about(found)
     prompt = live.prompt()

@@ -77,22 +77,18 @@ def _live(loaded: Model, found: Mapping[str, Entry]) -> None:
         st.session_state["study-report"] = None
         st.button("Cancel", key="cancel")  # a click runs the page again, which ends the study at its next step
         bar = st.progress(0.0, "building the prompts …")
-        report = _study(
-            loaded,
-            mask,
-            heads,
-            wanted,
-            depths,
-            needles,
-            lambda done, total: bar.progress(done / total, f"condition {done} of {total}"),
-        )
+
+        def advance(done: int, total: int) -> None:
+            bar.progress(done / total, f"condition {done} of {total}")
+
+        report = _study(loaded, mask, heads, wanted, depths, needles, advance)
         bar.empty()
         st.session_state["study-report"] = report
-    report = st.session_state.get("study-report")
-    if report is not None:
-        st.caption(f"Mean ablation of {len(report.heads)} heads, beside as many random ones of their layers.")
-        _report(report, "live")
-        _save(report)
+    measured = st.session_state.get("study-report")
+    if measured is not None:
+        st.caption(f"Mean ablation of {len(measured.heads)} heads, beside as many random ones of their layers.")
+        _report(measured, "live")
+        _save(measured)
 
 
 def _rankings(found: Mapping[str, Entry], fingerprint: str) -> dict[str, HeadMask]:
