@@ -50,9 +50,7 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest -q -s -m bench tests/benchmarks$(if $(TARGET),/test_$(TARGET).py)
 
 explore: $(STAMP)
-	@test -f apps/explorer/app.py || { echo 'The explorer is planned and not written yet; `interp runs list` and `interp heads show` read runs today.'; exit 1; }
-	@$(INSTALL) -e '.[explorer]'
-	@$(BIN)/streamlit run apps/explorer/app.py
+	@$(BIN)/interp explore
 
 pocket: $(STAMP)
 	$(BIN)/python -m interp.pocket.train --out data/pocket

@@ -13,7 +13,6 @@ import pytest
 
 from interp.patching.activation import PatchingResult
 from interp.runs import load_run
-from tests.test_imports import HEAVY, OPTIONAL, loaded_by
 
 Interp = Callable[..., Any]
 
@@ -133,7 +132,3 @@ def test_an_output_that_is_taken_is_refused_first(interp: Interp, tmp_path: Path
     done = interp("patch", "no-such-model", "--out", tmp_path)
     assert done.code == 2
     assert "already holds a run" in done.err
-
-
-def test_help_waits_for_nothing_heavy() -> None:
-    assert loaded_by("from interp.cli.main import main; main(['patch', '--help'])", HEAVY + OPTIONAL) == []

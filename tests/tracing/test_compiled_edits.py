@@ -34,7 +34,10 @@ install()
 
 @cache
 def on_kernels(family: str) -> interp.Model:
-    return interp.wrap(build(family, "workbench"), tokenizer=word_tokenizer())
+    """A model on the kernels, past the checks of its first use, which are calls of the kernels too."""
+    model = interp.wrap(build(family, "workbench"), tokenizer=word_tokenizer())
+    model.run([[1, 2]], edits=interp.zero("z.0.1"))
+    return model
 
 
 @cache
@@ -58,7 +61,9 @@ class Calls(NamedTuple):
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    on_kernels(parameters.get("family", "llama"))
     seen, choose = Calls([], []), attention.choose
 
     def watched(request: Request, backend: str = "auto") -> tuple[str, SimpleNamespace, dict[str, str]]:
