@@ -14,6 +14,7 @@ from interp.circuits.discovery import Discovery
 from interp.circuits.evaluation import CircuitEvaluation
 from interp.circuits.repair import Repair
 from interp.circuits.reuse import CircuitReuse
+from interp.plots.template import TEMPLATE
 
 
 def role_maps(scores: Mapping[str, np.ndarray], title: str = "") -> go.Figure:
@@ -27,7 +28,7 @@ def role_maps(scores: Mapping[str, np.ndarray], title: str = "") -> go.Figure:
     figure.update_xaxes(title="head")
     figure.update_layout(
         title=title,
-        template="plotly_white",
+        template=TEMPLATE,
         yaxis_title="layer",
         coloraxis={"colorscale": "Blues", "cmin": 0, "cmax": 1},
     )
@@ -88,7 +89,7 @@ def circuit_graph(discovery: Discovery) -> go.Figure:
     )
     figure.update_layout(
         title=f"{discovery.task} circuit of {discovery.model['name']}",
-        template="plotly_white",
+        template=TEMPLATE,
         xaxis={"visible": False},
         yaxis={"title": "layer", "dtick": max(1, discovery.model["layers"] // 16), "zeroline": False},
     )
@@ -124,7 +125,7 @@ def faithfulness_plot(curve: FaithfulnessCurve) -> go.Figure:
         title=f"faithfulness on {curve.model['name']}: CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}",
         xaxis_title="share of heads kept",
         yaxis_title="faithfulness",
-        template="plotly_white",
+        template=TEMPLATE,
     )
     return figure
 
@@ -153,7 +154,7 @@ def evaluation_plot(evaluation: CircuitEvaluation) -> go.Figure:
         title=f"{len(evaluation.circuit.heads)} heads of {evaluation.model['name']}, the others knocked out "
         f"({evaluation.parameters['at']})",
         yaxis_title="share of the logit difference kept",
-        template="plotly_white",
+        template=TEMPLATE,
         showlegend=False,
     )
     return figure
@@ -176,7 +177,7 @@ def repair_plot(repair: Repair) -> go.Figure:
     figure.update_layout(
         title=f"attention forced onto {', '.join(repair.parameters['onto'])} in {repair.model['name']}",
         yaxis={"title": "accuracy", "range": [0, 1]},
-        template="plotly_white",
+        template=TEMPLATE,
     )
     return figure
 
@@ -194,7 +195,7 @@ def threshold_curve(reuse: CircuitReuse) -> go.Figure:
         title=f"heads shared by {reuse.a.task} and {reuse.b.task} on {reuse.a.model['name']}",
         xaxis={"title": "share of heads taken at each stage", "tickformat": ".0%"},
         yaxis={"title": "shared over union", "range": [0, 1]},
-        template="plotly_white",
+        template=TEMPLATE,
     )
     return figure
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
+from interp.plots.template import TEMPLATE
+
 
 def head_map(scores: np.ndarray, title: str = "") -> go.Figure:
     """Heat map of `scores` `[layer head]`, layer 0 on top."""
@@ -15,7 +17,7 @@ def head_map(scores: np.ndarray, title: str = "") -> go.Figure:
             hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
         )
     )
-    figure.update_layout(title=title, xaxis_title="head", yaxis_title="layer", template="plotly_white")
+    figure.update_layout(title=title, xaxis_title="head", yaxis_title="layer", template=TEMPLATE)
     figure.update_xaxes(dtick=max(1, scores.shape[1] // 16))
     figure.update_yaxes(autorange="reversed", dtick=max(1, scores.shape[0] // 16))
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -121,7 +122,7 @@ def heat_map(
 def _ticks(names: Sequence[str], most: int = 60) -> dict[str, object]:
     """All names as ticks, or evenly chosen ones where they are many."""
     chosen = list(range(0, len(names), -(-len(names) // most)))
-    return {"tickvals": chosen, "ticktext": [names[i] for i in chosen]}
+    return {"tickvals": chosen, "ticktext": [escape(names[i], quote=False) for i in chosen], "automargin": True}
 
 
 def _across(frame: pd.DataFrame, by: str, labels: Sequence[str]) -> list[str]:
