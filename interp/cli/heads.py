@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from interp.heads.formats import Loss
     from interp.heads.mask import HeadMask
 
-app = typer.Typer(help="Score attention heads; show, export and import head masks.", no_args_is_help=True)
+app = typer.Typer(help="Score, ablate and prune attention heads; export and import head masks.", no_args_is_help=True)
 app.command("score")(score)
 app.command("roles")(roles)
 app.command("cache")(cache)

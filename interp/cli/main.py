@@ -16,7 +16,7 @@ from kernels.errors import InvalidRequest
 
 app = typer.Typer(
     name="interp",
-    help="A mechanistic-interpretability workbench: which heads retrieve, and what happens without them.",
+    help="A mechanistic-interpretability workbench: heads, circuits, subspaces, skills and probes of language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
