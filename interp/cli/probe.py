@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from probes.depth import ConceptDepth
     from probes.linear import ProbeSpec
 
-app = typer.Typer(help="Probe hidden states: concepts by depth, right answers, bound symbols, syntax trees.", no_args_is_help=True)
+app = typer.Typer(
+    help="Probe hidden states: concepts by depth, right answers, bound symbols, syntax trees.", no_args_is_help=True
+)
 app.add_typer(verify.app, name="verify")
 app.add_typer(vsa.app, name="vsa")
 app.add_typer(syntax.app, name="ast")
