@@ -22,20 +22,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedConfig
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kernels.attention import head_attention
 from kernels.errors import InvalidRequest, UnsupportedRequest
+from kernels.integration import attend, call_spec
 from kernels.kept_keys import RecentKeys, WholeKeys, starts_of
+from kernels.model_masks import make_mask
 from kernels.patterns import HeadKind, full, streaming
-from kernels.types import MaskSpec
+from kernels.types import AttentionStats, MaskSpec
 
 ATTENTION = "workbench_headwise"
-"""The attention implementation that knows this cache; with any other cache it is ordinary attention."""
+"""The attention implementation that knows this cache; with any other cache it is "workbench"."""
 
 Reduction = Literal["max", "mean"]
 
@@ -291,54 +290,15 @@ def _windows(config: PreTrainedConfig) -> Iterator[int | None]:
         yield window if kind == "sliding_attention" else None
 
 
-def _mask(
-    *,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    attention_mask: Tensor | None = None,
-    local_size: int | None = None,
-    allow_is_causal_skip: bool = True,
-    use_vmap: bool = False,
-    **others: Any,
-) -> MaskSpec:
-    """The mask function of `ATTENTION`: what transformers knows of a mask, as data."""
-    if use_vmap or not allow_is_causal_skip or "allow_is_bidirectional_skip" in others:
-        raise UnsupportedRequest(f"{ATTENTION!r} attention is causal, with a window or left padding; not this mask")
-    spec = MaskSpec(window=local_size, q_offset=int(q_offset), kv_offset=int(kv_offset))
-    if attention_mask is None:
-        return spec
-    real = attention_mask[:, kv_offset : kv_offset + kv_length].bool()
-    if bool(real.all()):
-        return spec
-    starts = torch.where(real.any(-1), real.int().argmax(-1), real.shape[1])
-    is_left = torch.equal(real, torch.arange(real.shape[1], device=real.device) >= starts[:, None])
-    return replace(spec, starts=starts + kv_offset, key_mask=None if is_left else real)
-
-
 def _attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: MaskSpec | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+) -> tuple[Tensor, AttentionStats | None]:
     """The attention function of `ATTENTION`."""
-    if not isinstance(attention_mask, MaskSpec):
-        raise UnsupportedRequest(f"{ATTENTION!r} attention makes its own masks; it was given a ready one")
-    if dropout:
-        raise UnsupportedRequest(f"dropout={dropout}: {ATTENTION!r} attention is for evaluation, call model.eval()")
-    mask = replace(attention_mask, scale=scaling, softcap=softcap, sinks=s_aux)
-    if isinstance(key, CachedKeys):
-        return key.layer.attend(query, mask), None
-    return head_attention(query, key, value, mask=mask)[0], None
+    if not isinstance(key, CachedKeys):
+        return attend(module, query, key, value, attention_mask, **options)
+    keys, _ = key.layer.get_mask_sizes(query.shape[2])
+    return key.layer.attend(query, call_spec(module, query, keys, attention_mask, **options)), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _mask)
+AttentionMaskInterface.register(ATTENTION, make_mask)
+AttentionInterface.register(ATTENTION, _attention)

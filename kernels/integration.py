@@ -106,7 +106,7 @@ def install() -> None:
     if missing := needed - set(inspect.signature(eager_mask).parameters):
         raise UnsupportedRequest(f"this version of transformers makes masks without {', '.join(sorted(missing))}")
     AttentionMaskInterface.register(NAME, make_mask)
-    AttentionInterface.register(NAME, _attend)
+    AttentionInterface.register(NAME, attend)
 
 
 @contextmanager
@@ -117,9 +117,10 @@ def intervene(model: PreTrainedModel, plans: Mapping[int, LayerPlan]) -> Iterato
     names, and an outer capture that it does not replace goes on. However a block ends, what held before holds again.
     Under gradient checkpointing the backward pass computes layers again, so it belongs inside the block.
 
-    Raises InvalidRequest for layers and heads that the model has not, and what `self_check` raises, which runs at the
-    first use of a model.
+    Raises InvalidRequest for layers and heads that the model has not, UnsupportedRequest for a model that does not run
+    on these kernels now, and what `self_check` raises, which runs at the first use of a model.
     """
+    _check_model(model)
     layers = _layers.get(model) or self_check(model)
     for layer, plan in plans.items():
         _check_plan(layer, plan, layers)
@@ -216,7 +217,7 @@ def _attribute(module: nn.Module, name: str, value: Any) -> Iterator[None]:
             module.__dict__[name] = before
 
 
-def _attend(
+def attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -254,10 +255,8 @@ def _attend_now(
     s_aux: Tensor | None,
     others: dict[str, Any],
 ) -> tuple[Tensor, AttentionStats | None]:
-    mask = attention_mask.decided() if isinstance(attention_mask, TracedMask) else attention_mask
-    _check_mask(module, mask)
-    _check_others(module, dropout, others)
-    spec = _spec(module, query, key, mask, scaling, softcap, s_aux)
+    mask = _model_mask(module, attention_mask)
+    spec = call_spec(module, query, key.shape[2], mask, dropout, scaling, softcap, s_aux, **others)
     calls = module.__dict__.get(_CALLS)
     if calls is not None or id(module) not in _checked:
         options = {"scaling": scaling, "softcap": softcap, "s_aux": s_aux, **others}
@@ -267,7 +266,7 @@ def _attend_now(
     return _compute(module, query, key, value, spec, _weights_are_kept(others))
 
 
-@torch.library.custom_op("interp_kernels::attend", mutates_args=())
+@torch.library.custom_op(f"{NAME}::attend", mutates_args=())
 def _operator(
     query: Tensor,
     key: Tensor,
@@ -286,11 +285,12 @@ def _operator(
     window: int | None,
     causal: bool,
 ) -> Tensor:
-    """`_attend` of the module of this id, with the parts of its `TracedMask`."""
+    """`attend` of the module of this id, with the parts of its `TracedMask`."""
     layer = _checked[module]()
     assert layer is not None
     mask = TracedMask(starts, holds, padding, queries, keys, q_offset, kv_offset, window, causal).decided()
-    out, _ = _compute(layer, query, key, value, _spec(layer, query, key, mask, scaling, softcap, s_aux))
+    spec = call_spec(layer, query, key.shape[2], mask, scaling=scaling, softcap=softcap, s_aux=s_aux)
+    out, _ = _compute(layer, query, key, value, spec)
     return out.contiguous()
 
 
@@ -299,24 +299,31 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
 
 
-def _spec(
+def call_spec(
     module: nn.Module,
     query: Tensor,
-    key: Tensor,
-    mask: ModelMask,
-    scaling: float | None,
-    softcap: float | None,
-    sinks: Tensor | None,
+    keys: int,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
 ) -> MaskSpec:
-    """How scores are made in this call; raises what the mask refuses."""
+    """How scores of so many keys are made in a call of an attention function, from what transformers hands to it.
+
+    Raises UnsupportedRequest for what the kernels do not compute, InvalidRequest for the mask of another call.
+    """
+    mask = _model_mask(module, attention_mask)
+    _check_others(module, dropout, others)
     if isinstance(mask.spec, InvalidRequest):
         raise mask.spec
-    if (query.shape[2], key.shape[2]) != (mask.queries, mask.keys):
+    if (query.shape[2], keys) != (mask.queries, mask.keys):
         raise InvalidRequest(
-            f"{_name(module)} has {query.shape[2]} queries and {key.shape[2]} keys, its mask was made for "
+            f"{_name(module)} has {query.shape[2]} queries and {keys} keys, its mask was made for "
             f"{mask.queries} and {mask.keys}"
         )
-    return replace(on_device(mask.spec, query.device), scale=scaling, softcap=softcap, sinks=sinks)
+    return replace(on_device(mask.spec, query.device), scale=scaling, softcap=softcap, sinks=s_aux)
 
 
 def _compute(
@@ -331,7 +338,10 @@ def _compute(
     return out, stats
 
 
-def _check_mask(module: nn.Module, mask: Any) -> None:
+def _model_mask(module: nn.Module, mask: Any) -> ModelMask:
+    """The mask that this call was given, if it is one of `make_mask`."""
+    if isinstance(mask, TracedMask):
+        return mask.decided()
     if isinstance(mask, Tensor):
         raise UnsupportedRequest(
             f"a mask of shape {list(mask.shape)} was given; the kernels take the two dimensions of a padding mask, "
@@ -342,6 +352,7 @@ def _check_mask(module: nn.Module, mask: Any) -> None:
             f"{_name(module)} was called without a mask of {NAME!r}: padding and windows would be lost. Either the "
             "module was called outside of its model, or install() was not called"
         )
+    return mask
 
 
 def _check_others(module: nn.Module, dropout: float, others: Mapping[str, Any]) -> None:

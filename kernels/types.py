@@ -120,7 +120,7 @@ class MaskSpec:
             raise InvalidRequest(f"attention_mask has shape {list(real.shape)}; it takes [batch, keys]")
         if bool(real.all()):
             return cls(**others)
-        starts = real.int().argmax(-1)
+        starts = torch.where(real.any(-1), real.int().argmax(-1), real.shape[1])  # a row of nothing else sees none
         is_left = torch.equal(real, torch.arange(real.shape[1], device=real.device) >= starts[:, None])
         return cls(starts=starts + others.get("kv_offset", 0), key_mask=None if is_left else real, **others)
 

@@ -11,6 +11,9 @@ from interp.errors import BadInput
 from interp.heads.ablation import Head, check_heads
 from interp.tracing.model import Model
 
+TRIES = 20
+"""Draws for every random set that is asked for, until it differs from the others."""
+
 
 @dataclass(frozen=True)
 class Circuit:
@@ -55,6 +58,16 @@ def random_like(model: Model, heads: Sequence[Head], seed: int) -> tuple[Head, .
         drawn += [(layer, int(head)) for head in sorted(chosen)]
     if set(drawn) == set(heads):
         raise BadInput(f"the heads {' '.join(f'{a}.{b}' for a, b in heads)} are whole layers: no others are like them")
+    return tuple(drawn)
+
+
+def random_sets(model: Model, heads: Sequence[Head], n: int, seed: int) -> tuple[tuple[Head, ...], ...]:
+    """`n` different draws of `random_like`, or fewer where few heads leave no more. Raises BadInput as it does."""
+    drawn: dict[tuple[Head, ...], None] = {}
+    for i in range(n * TRIES):
+        if len(drawn) == n:
+            break
+        drawn[random_like(model, heads, seed * 10_007 + i)] = None
     return tuple(drawn)
 
 

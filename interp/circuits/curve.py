@@ -105,7 +105,8 @@ def faithfulness_curve(
 
     Signed scores are for CPR, `absolute` ones for CMD, as the benchmark has it; there components are edges, here heads.
     `fractions` default to every number of heads in models of up to EVERY_SIZE, else to the benchmark's; 0 and 1 are
-    always there. Raises BadInput for scores of another shape and where the heads make no difference at all.
+    always there, where the benchmark's integral begins at its smallest size. Raises BadInput for scores of another
+    shape and where the heads make no difference at all.
     """
     heads = all_heads(knockout.model)
     shape = (knockout.model.spec.layers, knockout.model.spec.heads)

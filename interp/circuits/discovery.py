@@ -151,9 +151,15 @@ class Discovery:
         return found
 
     @cached_property
+    def effects(self) -> np.ndarray:
+        """Of every head the effect, with its sign, at the stage where it is strongest, `[layer head]`."""
+        each = np.stack([result.effects for result in self.stages])
+        return np.take_along_axis(each, np.abs(each).argmax(0)[None], axis=0)[0]
+
+    @property
     def scores(self) -> np.ndarray:
         """Of every head the largest absolute effect of any stage, `[layer head]`."""
-        return np.max([np.abs(result.effects) for result in self.stages], axis=0)
+        return np.abs(self.effects)
 
     def circuit(self, size: int | None = None, at: str | None = None) -> Circuit:
         """The heads whose effect at some stage reaches the threshold and is no accident of the prompts, with roles.
@@ -185,7 +191,9 @@ class Discovery:
         copy and anti_copy scores, the role it has by the tests of this stage.
         """
         parts = [_stage_frame(result, self.copies) for result in self.stages if result.patched is not None]
-        return pd.concat(parts, ignore_index=True)
+        frame = pd.concat(parts, ignore_index=True)
+        last = ["copy", "anti_copy", "role", "n"]
+        return frame[[*frame.columns.drop(last), *last]]
 
     def plot(self) -> go.Figure:
         """The heads with roles, layer by layer, and which of them feed which."""
@@ -204,7 +212,7 @@ class Discovery:
             parameters={
                 "task": self.task,
                 "accuracy": self.accuracy,
-                "contrast": str(self.contrast),
+                "contrast": asdict(self.contrast),
                 "roles": {role: [list(head) for head in heads] for role, heads in self.by_role.items()},
                 **self.parameters,
             },

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp.circuits.circuit import Circuit, all_heads, random_like, without
+from interp.circuits.circuit import Circuit, all_heads, random_sets, without
 from interp.circuits.knockout import Knockout
 from interp.heads.ablation import Head, check_heads
 from interp.heads.scores import model_record
-from interp.stats import Interval, bootstrap_interval
+from interp.stats import Interval, bootstrap_interval, bootstrap_means
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -36,8 +36,10 @@ GREEDY_STEPS = 2
 class CircuitEvaluation:
     """Logit differences `[prompt]` of the whole model, the circuit alone and the model without any head, and the rest.
 
-    `random` has a row for every random circuit of as many heads in each layer (`random_like`), `completeness` one for
-    every set K taken out of circuit and model, `minimality` one for every head. `parameters` name the ablation.
+    `random` has a row for every random circuit of as many heads in each layer (`random_sets`), `completeness` one for
+    every set K taken out of circuit and model, `minimality` one for every head, each with its interval over prompts
+    (`low`, `high`), of the signed difference whose size `incompleteness` and `score` are; that K was chosen among
+    several is not in it. `parameters` name the ablation.
     """
 
     circuit: Circuit
@@ -119,8 +121,8 @@ def evaluate_circuit(
 ) -> CircuitEvaluation:
     """Evaluate a circuit on the prompts of a knockout, which says what the heads outside become.
 
-    `random` circuits have as many heads in each layer (`random_like`). Completeness is measured for K: nothing, every
-    class of heads of one role, `subsets` random halves, and the set that a greedy search of `greedy_steps` finds.
+    `random` circuits, all different, have as many heads in each layer (`random_sets`). Completeness is measured for
+    K: nothing, every class of heads of one role, `subsets` random halves, and the set that a greedy search of `greedy_steps` finds.
     Minimality of a head is its largest effect |F(C - K - v) - F(C - K)| / F(M) over K: nothing, the other heads of its
     class, and `subsets` random halves of the rest. Raises BadInput for heads that the model does not have.
     """
@@ -128,7 +130,7 @@ def evaluate_circuit(
     own = frozenset(check_heads(model, circuit.heads))
     measure = _Measure(knockout, progress)
     rng = np.random.default_rng(seed)
-    draws = [random_like(model, circuit.heads, seed * 10_007 + i) for i in range(random)]
+    draws = random_sets(model, circuit.heads, random, seed)
     full, alone, empty = measure([frozenset(all_heads(model)), own, frozenset()])
     controls = measure([frozenset(draw) for draw in draws]).mean(1) if draws else np.zeros(0)
     return CircuitEvaluation(
@@ -144,8 +146,8 @@ def evaluate_circuit(
                 "kept": controls / full.mean(),
             }
         ),
-        completeness=_completeness(measure, circuit, rng, subsets, greedy_steps),
-        minimality=_minimality(measure, circuit, rng, subsets, float(full.mean())),
+        completeness=_completeness(measure, circuit, rng, subsets, greedy_steps, seed),
+        minimality=_minimality(measure, circuit, rng, subsets, full, seed),
         model=model_record(model),
         parameters={
             "ablation": "mean over reference prompts of the same kind, by position",
@@ -176,14 +178,14 @@ class _Measure:
             self.known |= dict(zip(new, values, strict=True))
         return np.stack([self.known[heads] for heads in kept])
 
-    def incompleteness(self, own: Heads, removed: Sequence[Heads]) -> list[tuple[float, float]]:
-        """Mean F(C - K) and F(M - K) for every K."""
-        values = self([without(base, k) for k in removed for base in (own, self.every)]).mean(1)
-        return [(float(a), float(b)) for a, b in values.reshape(-1, 2)]
+    def less(self, own: Heads, removed: Sequence[Heads]) -> np.ndarray:
+        """F(C - K) and F(M - K) for every K, `[K 2 prompt]`."""
+        values = self([without(base, k) for k in removed for base in (own, self.every)])
+        return values.reshape(len(removed), 2, -1)
 
 
 def _completeness(
-    measure: _Measure, circuit: Circuit, rng: np.random.Generator, subsets: int, greedy_steps: int
+    measure: _Measure, circuit: Circuit, rng: np.random.Generator, subsets: int, greedy_steps: int, seed: int
 ) -> pd.DataFrame:
     own = frozenset(circuit.heads)
     named: list[tuple[str, Heads]] = [("nothing", frozenset())]
@@ -192,24 +194,28 @@ def _completeness(
     worst: Heads = frozenset()
     for _ in range(min(greedy_steps, len(own))):
         candidates = [worst | {head} for head in circuit.heads if head not in worst]
-        gaps = [abs(a - b) for a, b in measure.incompleteness(own, candidates)]
-        worst = candidates[int(np.argmax(gaps))]
+        means = measure.less(own, candidates).mean(-1)
+        worst = candidates[int(np.argmax(np.abs(means[:, 0] - means[:, 1])))]
     named += [("greedy", worst)] if worst else []
-    rows = zip(named, measure.incompleteness(own, [k for _, k in named]), strict=True)
+    values = measure.less(own, [k for _, k in named])
+    gaps = values[:, 0] - values[:, 1]
+    low, high = bootstrap_means(gaps.T, seed=seed)
     return pd.DataFrame(
         {
-            "K": name,
-            "heads": " ".join(f"{a}.{b}" for a, b in sorted(k)),
-            "circuit": a,
-            "model": b,
-            "incompleteness": abs(a - b),
+            "K": [name for name, _ in named],
+            "heads": [" ".join(f"{a}.{b}" for a, b in sorted(k)) for _, k in named],
+            "circuit": values[:, 0].mean(-1),
+            "model": values[:, 1].mean(-1),
+            "incompleteness": np.abs(gaps.mean(-1)),
+            "low": low,
+            "high": high,
+            "n": gaps.shape[1],
         }
-        for (name, k), (a, b) in rows
     )
 
 
 def _minimality(
-    measure: _Measure, circuit: Circuit, rng: np.random.Generator, subsets: int, full: float
+    measure: _Measure, circuit: Circuit, rng: np.random.Generator, subsets: int, full: np.ndarray, seed: int
 ) -> pd.DataFrame:
     own, none = frozenset(circuit.heads), frozenset[Head]()
     trials: list[tuple[Head, str, Heads]] = []
@@ -219,20 +225,26 @@ def _minimality(
         trials.append((head, "nothing", frozenset()))
         trials += [(head, "its class", without(mates, {head}))] if len(mates) > 1 else []
         trials += [(head, f"random {i}", _half(rng, rest)) for i in range(subsets)]
-    values = measure([without(own, k | extra) for head, _, k in trials for extra in (none, {head})]).mean(1)
-    effects = values.reshape(-1, 2)
-    frame = pd.DataFrame(
-        {
-            "layer": head[0],
-            "head": head[1],
-            "role": circuit.roles.get(head, ""),
-            "K": name,
-            "score": abs(before - after) / abs(full),
-        }
-        for (head, name, _), (before, after) in zip(trials, effects, strict=True)
-    )
-    best = frame.groupby(["layer", "head"], sort=False)["score"].idxmax()
-    return frame.loc[best].reset_index(drop=True)
+    values = measure([without(own, k | extra) for head, _, k in trials for extra in (none, {head})])
+    effects = values[::2] - values[1::2]
+    rows = []
+    for head in circuit.heads:
+        own_trials = [i for i, trial in enumerate(trials) if trial[0] == head]
+        best = max(own_trials, key=lambda i: abs(effects[i].mean()))
+        share = bootstrap_interval(np.stack([effects[best], full], 1), _ratio, seed=seed)
+        rows.append(
+            {
+                "layer": head[0],
+                "head": head[1],
+                "role": circuit.roles.get(head, ""),
+                "K": trials[best][1],
+                "score": abs(share.estimate),
+                "low": share.low,
+                "high": share.high,
+                "n": share.n,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _half(rng: np.random.Generator, heads: Sequence[Head]) -> Heads:

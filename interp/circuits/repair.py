@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp.circuits.circuit import random_like
+from interp.circuits.circuit import random_sets
 from interp.circuits.discovery import Discovery
 from interp.errors import BadInput, choose
 from interp.heads.ablation import Head, check_heads
@@ -120,9 +120,9 @@ def repair(
 ) -> Repair:
     """Force last attention rows onto some roles: of all components, of each, of each head, and of random heads.
 
-    `components` are named sets of heads; `controls` draws have as many heads of each layer (`random_like`). A prompt is
-    answered when the first token of its answer is the most probable of all. Raises BadInput for no heads, heads that
-    the model does not have, and roles that the prompts do not mark.
+    `components` are named sets of heads; `controls` draws, all different, have as many heads of each layer
+    (`random_sets`). A prompt is answered when the first token of its answer is the most probable of all. Raises
+    BadInput for no heads, heads that the model does not have, and roles that the prompts do not mark.
     """
     if missing := [role for role in onto if role not in prompts.spans]:
         raise BadInput(f"no token position is called {missing[0]!r}; {choose(missing[0], prompts.spans)}")
@@ -133,7 +133,7 @@ def repair(
     conditions = [("all", together)]
     conditions += [(name, check_heads(model, heads)) for name, heads in components.items() if len(components) > 1]
     conditions += [(f"{layer}.{head}", ((layer, head),)) for layer, head in together if len(together) > 1]
-    conditions += [(f"random {i}", random_like(model, together, seed * 10_007 + i)) for i in range(controls)]
+    conditions += [(f"random {i}", heads) for i, heads in enumerate(random_sets(model, together, controls, seed))]
     edits = [force_attention(prompts, heads, onto) for _, heads in conditions]
     result = sweep(model, prompts, edits, (accuracy(), logit_difference()), progress=progress)
     values = np.concatenate([result.base[None], result.values])
@@ -142,7 +142,12 @@ def repair(
         correct=values[:, 0],
         logit_differences=values[:, 1],
         model=model_record(model),
-        parameters={"prompts": prompts.hash, "onto": list(onto), "controls": controls},
+        parameters={
+            "prompts": prompts.hash,
+            "onto": list(onto),
+            "components": {name: [list(head) for head in heads] for name, heads in components.items()},
+            "controls": controls,
+        },
         seed=seed,
     )
 

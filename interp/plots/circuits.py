@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
@@ -14,7 +15,7 @@ from interp.circuits.discovery import Discovery
 from interp.circuits.evaluation import CircuitEvaluation
 from interp.circuits.repair import Repair
 from interp.circuits.reuse import CircuitReuse
-from interp.plots.template import TEMPLATE
+from interp.plots.template import COLOURS, INK, TEMPLATE, transparent
 
 
 def role_maps(scores: Mapping[str, np.ndarray], title: str = "") -> go.Figure:
@@ -46,8 +47,8 @@ def circuit_graph(discovery: Discovery) -> go.Figure:
         for head in result.found:
             effect = abs(float(result.effects[head]))
             for target in result.receivers or ("logits",):
-                if target == head or target not in places:
-                    continue
+                if target not in places or (isinstance(target, tuple) and target[0] <= head[0]):
+                    continue  # what a head writes is read in later layers alone
                 (x0, y0), (x1, y1) = places[head], places[target]
                 figure.add_trace(
                     go.Scatter(
@@ -62,6 +63,8 @@ def circuit_graph(discovery: Discovery) -> go.Figure:
     palette = dict(zip(discovery.by_role, qualitative.Safe * 3, strict=False))
     for role, heads in discovery.by_role.items():
         own = [head for head in heads if discovery.roles[head] == role]
+        if not own:
+            continue  # all of them are drawn with the role of an earlier stage
         figure.add_trace(
             go.Scatter(
                 x=[places[head][0] for head in own],
@@ -83,7 +86,7 @@ def circuit_graph(discovery: Discovery) -> go.Figure:
             mode="markers+text",
             text=["logits"],
             textposition="top center",
-            marker={"symbol": "square", "color": "black", "size": 12},
+            marker={"symbol": "square", "color": INK, "size": 12},
             showlegend=False,
         )
     )
@@ -108,7 +111,7 @@ def _places(discovery: Discovery) -> dict[object, tuple[float, float]]:
 def faithfulness_plot(curve: FaithfulnessCurve) -> go.Figure:
     """Faithfulness over the share of heads kept, with its interval; the whole model is at 1."""
     frame = curve.frame
-    figure = go.Figure(_band(frame["share"], frame["low"], frame["high"]))
+    figure = go.Figure(_band(frame["share"], frame["low"], frame["high"], COLOURS[0]))
     hover = "%{customdata} heads: %{y:.3f}<extra></extra>"
     figure.add_trace(
         go.Scatter(
@@ -116,6 +119,7 @@ def faithfulness_plot(curve: FaithfulnessCurve) -> go.Figure:
             y=frame["faithfulness"],
             customdata=frame["heads"],
             mode="lines+markers",
+            line={"color": COLOURS[0]},
             hovertemplate=hover,
             showlegend=False,
         )
@@ -183,13 +187,22 @@ def repair_plot(repair: Repair) -> go.Figure:
 
 
 def threshold_curve(reuse: CircuitReuse) -> go.Figure:
-    """Overlap of two circuits over the share of heads that each stage takes in, with its interval."""
+    """Overlap and Jaccard of two circuits over the share of heads that each stage takes in, with their intervals."""
     frame = reuse.frame
-    figure = go.Figure(_band(frame["share"], frame["overlap_low"], frame["overlap_high"]))
-    for name in ("overlap", "jaccard"):
-        hover = f"{name} %{{y:.3f}} at the top %{{x:.0%}}<extra></extra>"
+    figure = go.Figure()
+    for name, colour, dash in (("overlap", COLOURS[0], "solid"), ("jaccard", COLOURS[1], "dot")):
+        figure.add_trace(_band(frame["share"], frame[f"{name}_low"], frame[f"{name}_high"], colour))
         figure.add_trace(
-            go.Scatter(x=frame["share"], y=frame[name], name=name, mode="lines+markers", hovertemplate=hover)
+            go.Scatter(
+                x=frame["share"],
+                y=frame[name],
+                name=name,
+                mode="lines+markers",
+                line={"color": colour, "dash": dash},
+                customdata=frame[["shared", "union", "which"]],
+                hovertemplate=f"{name} %{{y:.3f}} at the top %{{x:.0%}}; "
+                "heads: %{customdata[0]} of %{customdata[1]} shared, %{customdata[2]}<extra></extra>",
+            )
         )
     figure.update_layout(
         title=f"heads shared by {reuse.a.task} and {reuse.b.task} on {reuse.a.model['name']}",
@@ -200,7 +213,14 @@ def threshold_curve(reuse: CircuitReuse) -> go.Figure:
     return figure
 
 
-def _band(x: object, low: object, high: object) -> list[go.Scatter]:
+def _band(x: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> go.Scatter:
     """An interval as a shaded band."""
-    line = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-    return [go.Scatter(x=x, y=low, **line), go.Scatter(x=x, y=high, fill="tonexty", opacity=0.2, **line)]
+    return go.Scatter(
+        x=[*x, *x[::-1]],
+        y=[*high, *low[::-1]],
+        fill="toself",
+        fillcolor=transparent(colour),
+        line={"width": 0},
+        hoverinfo="skip",
+        showlegend=False,
+    )

@@ -22,7 +22,7 @@ from interp.errors import BadInput, UnreadableFile, choose
 from interp.tasks.encoding import Span
 from interp.tasks.prompts import PromptSet
 from interp.tasks.vocabulary import vocabulary
-from interp.tasks.words import SingleTokens, read_labelled, single_tokens, with_article
+from interp.tasks.words import SingleTokens, listed, read_labelled, single_tokens, with_article
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,8 +71,8 @@ def colored_object_prompts(
     words = vocabulary()
 
     def fitting(given: Sequence[str] | None, bundled: Sequence[str], what: str, least: int) -> SingleTokens:
-        listed = bundled if given is None else given
-        return single_tokens(tokenizer, listed, what, least=least, drop=drop or given is None)
+        chosen = bundled if given is None else given
+        return single_tokens(tokenizer, chosen, what, least=least, drop=drop or given is None)
 
     things = fitting(objects, words.objects, "objects", OBJECTS)
     places = fitting(surfaces, words.surfaces, "surfaces", 1)
@@ -99,16 +99,27 @@ def read_colored_objects(
     """Prompts from a JSON list of `[prompt, label]`, with the spans and metadata of the generator.
 
     `counterfactual` is such a list whose rows ask for another object in the same scenes; its labels are the
-    distractors. Raises UnreadableFile for files that hold anything else, BadInput where prompt and twin do not align.
+    distractors. Raises UnreadableFile for files that hold anything else, BadInput where a prompt and its twin do not
+    align or are of different scenes.
     """
     prompts = read_labelled(path)
     twins = None if counterfactual is None else read_labelled(counterfactual)
     for file, pairs in ((path, prompts), (counterfactual, twins or [])):
         for number, (text, _) in enumerate(pairs):
-            if not _SCENE.search(text):
-                raise UnreadableFile(f"Entry {number} of {file} does not end in a scene of three coloured objects.")
+            scene = _SCENE.search(text)
+            if scene is None or scene["query"] not in (scene[f"object{i + 1}"] for i in range(OBJECTS)):
+                raise UnreadableFile(
+                    f"Entry {number} of {file} does not end in a scene of three coloured objects and a question about "
+                    "one of them."
+                )
     if twins is not None and len(twins) != len(prompts):
         raise BadInput(f"{counterfactual} holds {len(twins)} prompts for the {len(prompts)} of {path}.")
+    for number, ((text, _), (other, _)) in enumerate(zip(prompts, twins or [], strict=False)):
+        (told, _, asked), (again, _, instead) = (each.rpartition(" What color is the ") for each in (text, other))
+        if told != again or asked == instead:
+            raise BadInput(
+                f"Entry {number} of {counterfactual} does not ask for another object of the scene in {path}."
+            )
     return _prompt_set(tokenizer, prompts, twins, {})
 
 
@@ -127,8 +138,7 @@ class _Scene:
 
     def question(self, which: int) -> str:
         seen = [with_article(f"{color} {thing}") for color, thing in zip(self.colors, self.objects, strict=True)]
-        listed = f"{', '.join(seen[:-1])}, and {seen[-1]}"
-        return f"Q: On the {self.surface}, {self.opener} {listed}. What color is the {self.objects[which]}?\nA:"
+        return f"Q: On the {self.surface}, {self.opener} {listed(seen)}. What color is the {self.objects[which]}?\nA:"
 
 
 def _answer(color: str, style: Style) -> str:

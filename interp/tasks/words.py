@@ -1,4 +1,4 @@
-"""Words that are one token each, so that prompts which differ in a word align token for token."""
+"""Words that are one token each, so that prompts which differ in a word align token for token, and prompts in files."""
 
 from __future__ import annotations
 
@@ -54,6 +54,11 @@ def _is_one_token(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
 def with_article(phrase: str) -> str:
     """`a cup`, `an umbrella`."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def listed(phrases: Sequence[str]) -> str:
+    """`a, b, and c`."""
+    return f"{', '.join(phrases[:-1])}, and {phrases[-1]}"
 
 
 def read_labelled(path: str | Path) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from transformers.models.llama import modeling_llama
 import interp
 from interp.errors import UnsupportedArchitecture
 from kernels.errors import InvalidRequest, UnsupportedRequest
+from kernels.headwise_cache import ATTENTION
 from kernels.integration import EagerDisagreement, LayerPlan, install, intervene, self_check
 from kernels.model_masks import make_mask
 from kernels.patterns import full, pruned, streaming
@@ -116,12 +117,13 @@ def test_other_families_prompt_and_generate_as_eager_attention_does(family: str)
     randomise(model)
     inputs, logits = padded(), {}
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
-    for kind in ("workbench", "eager"):
+    for kind in ("workbench", ATTENTION, "eager"):
         model.set_attn_implementation(kind)
         steps = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True).logits
         logits[kind] = model(**inputs).logits[inputs["attention_mask"].bool()], torch.stack(steps)
-    agree(logits["workbench"][0], logits["eager"][0])
-    agree(logits["workbench"][1], logits["eager"][1])
+    for kind in ("workbench", ATTENTION):
+        agree(logits[kind][0], logits["eager"][0])
+        agree(logits[kind][1], logits["eager"][1])
 
 
 @torch.no_grad()
@@ -487,6 +489,26 @@ def test_a_model_that_runs_otherwise_is_refused() -> None:
         intervene(build("llama", "sdpa"), {}),
     ):
         raise AssertionError
+
+
+def test_a_model_that_runs_otherwise_by_now_is_refused_too() -> None:
+    model = build("llama", "workbench")
+    plan = {0: LayerPlan(gates=HeadGates.zero([0], n_heads=HEADS))}
+    with intervene(model, plan):
+        model.set_attn_implementation("sdpa")
+    with pytest.raises(UnsupportedRequest, match="computes attention as 'sdpa'"), intervene(model, plan):
+        raise AssertionError
+    model.set_attn_implementation("workbench")
+    with intervene(model, plan):
+        pass
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["workbench", ATTENTION])
+def test_what_is_added_to_scores_beside_is_refused(kind: str) -> None:
+    model = build("llama", kind)
+    with pytest.raises(UnsupportedRequest, match="of layer 0 computes attention with position_bias"):
+        model(prompts(1, 9), position_bias=torch.zeros(1, HEADS, 9, 9))
 
 
 def test_attention_that_the_kernels_do_not_compute_is_found_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:

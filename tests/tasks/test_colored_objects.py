@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from interp.errors import BadInput, UnreadableFile
+from interp.pocket.skills import scenes as taught
 from interp.tasks.colored_objects import WRONG_COLORS, colored_object_prompts, read_colored_objects
 
 
@@ -59,6 +61,14 @@ def test_the_paper_answers_with_a_capital_and_the_bundled_model_without(gpt2, po
         colored_object_prompts(pocket, 4)
 
 
+def test_the_lower_style_is_what_the_bundled_model_was_taught(prompts):
+    for text, row in zip(prompts.texts, prompts.metadata, strict=True):
+        things = list(zip(row["objects"], row["colors"], strict=True))
+        surface, opener = re.search(r"\nQ: On the (\w+), (there is|you see|I see) ", text).groups()
+        assert opener in taught.OPENERS
+        assert text.endswith("\n" + taught.scene(surface, opener, things) + taught.question(things[row["asked"]][0]))
+
+
 def test_words_of_several_tokens_are_refused_or_dropped_and_counted(pocket):
     objects = ["ring", "lamp", "hat", "cup", "xylophone"]
     with pytest.raises(BadInput, match="1 of 5 objects .* xylophone"):
@@ -107,6 +117,10 @@ def test_the_authors_files_of_prompts_and_labels_are_read_with_their_roles(pocke
         ({"input": "x"}, "not a list of"),
         ([["a", "b", "c"]], "Entry 0 .* not \\[prompt, label\\]"),
         ([["Q: What color is the sky?\nA:", " Blue"]], "Entry 0 .* three coloured objects"),
+        (
+            [["Q: On the desk, I see a red cup, a blue hat, and a white pen. What color is the lamp?\nA:", " Blue"]],
+            "Entry 0 .* a question about one of them",
+        ),
     ],
 )
 def test_files_of_something_else_are_refused(pocket, write, rows, message):
@@ -118,3 +132,9 @@ def test_files_that_do_not_belong_together_are_refused(pocket, prompts, write):
     rows = list(zip(prompts.texts, prompts.answers, strict=True))
     with pytest.raises(BadInput, match="holds 39 prompts for the 40"):
         read_colored_objects(pocket, write("a.json", rows), write("b.json", rows[1:]))
+    twin = prompts.counterfactual
+    others = list(zip(twin.texts, twin.answers, strict=True))
+    with pytest.raises(BadInput, match="Entry 0 .* does not ask for another object of the scene"):
+        read_colored_objects(pocket, write("a.json", rows), write("c.json", others[::-1]))
+    with pytest.raises(BadInput, match="Entry 3 .* does not ask for another object of the scene"):
+        read_colored_objects(pocket, write("a.json", rows), write("d.json", [*others[:3], *rows[3:]]))

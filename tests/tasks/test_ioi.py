@@ -10,7 +10,7 @@ import torch
 import interp
 from interp.errors import BadInput
 from interp.pocket.skills import names as taught
-from interp.tasks.ioi import CORRUPTIONS, POCKET, STYLES, ioi_prompts
+from interp.tasks.ioi import CORRUPTIONS, STYLES, ioi_prompts
 from interp.tasks.vocabulary import vocabulary
 
 
@@ -61,8 +61,13 @@ def test_templates_are_fifteen_sentences_that_name_everyone_once():
         assert template.endswith("{object} to")
 
 
-def test_the_pocket_style_is_what_the_bundled_model_was_taught():
-    assert POCKET == taught.TEMPLATES
+def test_the_pocket_style_is_what_the_bundled_model_was_taught(pocket):
+    prompts = ioi_prompts(pocket, 64, seed=4, style="pocket")
+    for text, answer, row in zip(prompts.texts, prompts.answers, prompts.metadata, strict=True):
+        names = row["io"], row["subject"], row["order"]
+        item = taught.ioi(*names, row["template"], row["place"], row["object"])
+        assert (text, answer) == (item.prompt, item.answer)
+    assert {row["template"] for row in prompts.metadata} == set(range(len(STYLES["pocket"])))
 
 
 def test_a_seed_gives_the_same_prompts_and_another_gives_others(pocket):

@@ -6,9 +6,8 @@ from random import Random
 from typing import Any
 
 from interp.pocket.documents import Document, Item, Segment, Split, draw
-from interp.pocket.skills.words import listed
 from interp.tasks.vocabulary import vocabulary
-from interp.tasks.words import with_article
+from interp.tasks.words import listed, with_article
 
 OPENERS = ("I see", "you see", "there is")
 
