@@ -115,13 +115,15 @@ class LogitLens:
     @classmethod
     def load(cls, path: str | Path) -> LogitLens:
         """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
-        run = load_run(path)
-        if run.record.kind != "logit-lens":
-            raise BadInput(f"{path} holds a run of kind {run.record.kind!r}, not of a logit lens")
+        run = load_run(path, "logit-lens")
         parameters = dict(run.record.parameters)
         said = {int(number): text for number, text in parameters.pop("said").items()}
         tokens, sites = (tuple(parameters.pop(name)) for name in ("tokens", "sites"))
-        return cls(tokens, sites, **run.arrays, said=said, model=run.record.model, parameters=parameters)
+        places = len(sites), len(tokens)
+        ids, log_probabilities = (run.array(name, *places, None) for name in ("ids", "log_probabilities"))
+        entropy, kl, following = (run.array(name, *places) for name in ("entropy", "kl", "following"))
+        model = run.record.model
+        return cls(tokens, sites, ids, log_probabilities, entropy, kl, following, said, model, parameters)
 
 
 def logit_lens(model: Model, prompt: Prompts, *, top: int = 5, last: int | None = None) -> LogitLens:

@@ -71,6 +71,30 @@ class Run:
 
         return _read(self.path / "arrays.safetensors", load_file)
 
+    def table(self, name: str) -> pd.DataFrame:
+        """The further table NAME.parquet of the analysis. Raises UnreadableFile."""
+        import pandas as pd
+
+        return _read(self.path / f"{name}.parquet", pd.read_parquet)
+
+    def array(self, name: str, *shape: int | None) -> np.ndarray:
+        """An array of this shape, None for any length. Raises UnreadableFile where it is absent or has another."""
+        found = self.arrays.get(name)
+        if found is None:
+            raise UnreadableFile(f"{self.path} has no array {name!r}; it has {', '.join(self.arrays) or 'none'}")
+        if len(found.shape) != len(shape) or any(w not in (None, n) for n, w in zip(found.shape, shape, strict=True)):
+            wanted = " ".join("n" if w is None else str(w) for w in shape)
+            raise UnreadableFile(f"{self.path}: the array {name!r} has shape {found.shape}, not [{wanted}]")
+        return found
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """Layers and heads of the model that the run is about. Raises UnreadableFile where it does not say."""
+        layers, heads = (self.record.model.get(name) for name in ("layers", "heads"))
+        if not (isinstance(layers, int) and isinstance(heads, int) and layers > 0 and heads > 0):
+            raise UnreadableFile(f"{self.path} does not say how many layers and heads its model has")
+        return layers, heads
+
 
 def save_run(
     path: str | Path,
@@ -116,8 +140,11 @@ def save_run(
     return load_run(path)
 
 
-def load_run(path: str | Path) -> Run:
-    """Read a run's record; its table and arrays follow on first use. Raises UnreadableFile."""
+def load_run(path: str | Path, kind: str | None = None) -> Run:
+    """Read a run's record; its table and arrays follow on first use.
+
+    Raises UnreadableFile, and BadInput for a run that is not of the `kind` asked for.
+    """
     path = Path(path)
     file = path / "run.json"
     if not file.is_file():
@@ -129,6 +156,8 @@ def load_run(path: str | Path) -> Run:
     names = {field.name for field in fields(RunRecord)}
     if missing := sorted(names - record.keys()):
         raise UnreadableFile(f"{file} lacks {', '.join(missing)}")
+    if kind not in (None, record["kind"]):
+        raise BadInput(f"{path} holds a run of kind {record['kind']!r}, not {kind!r}")
     return Run(path, RunRecord(**{name: record[name] for name in names}))
 
 

@@ -274,3 +274,38 @@ def test_the_journal_of_a_finished_job_goes(tmp_path: Path) -> None:
     journal = Journal(path, {})
     journal.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+# --- what a result reads back
+
+
+def test_an_array_is_given_in_the_shape_asked_for_and_refused_in_any_other(tmp_path: Path) -> None:
+    save(tmp_path / "a")
+    run = load_run(tmp_path / "a")
+    assert run.array("scores", None, 3) is run.arrays["scores"]
+    with pytest.raises(UnreadableFile, match=r"'scores' has shape \(2, 3\), not \[n 4\]"):
+        run.array("scores", None, 4)
+    with pytest.raises(UnreadableFile, match="no array 'score'; it has scores"):
+        run.array("score", 2, 3)
+
+
+def test_a_run_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
+    save(tmp_path / "a")
+    assert load_run(tmp_path / "a", "retrieval-heads").record.kind == "retrieval-heads"
+    with pytest.raises(BadInput, match="holds a run of kind 'retrieval-heads', not 'patching'"):
+        load_run(tmp_path / "a", "patching")
+
+
+def test_a_run_says_how_many_heads_its_model_has(tmp_path: Path) -> None:
+    save(tmp_path / "a", model={**MODEL, "layers": 2, "heads": 8})
+    save(tmp_path / "b")
+    assert load_run(tmp_path / "a").heads == (2, 8)
+    with pytest.raises(UnreadableFile, match="does not say how many layers and heads"):
+        _ = load_run(tmp_path / "b").heads
+
+
+def test_a_further_table_is_read_by_name(tmp_path: Path) -> None:
+    save(tmp_path / "a", files={"tests.parquet": FRAME.to_parquet})
+    pd.testing.assert_frame_equal(load_run(tmp_path / "a").table("tests"), FRAME)
+    with pytest.raises(UnreadableFile, match="other.parquet"):
+        load_run(tmp_path / "a").table("other")

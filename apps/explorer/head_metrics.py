@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from apps.explorer.results import heads_of, read, result_of
+from apps.explorer.results import read, result_of
 from interp.errors import UnreadableFile
 from interp.runs import Run
 
@@ -70,20 +70,20 @@ def metrics_of(run: Run, name: str) -> dict[str, HeadMetric]:
     """
     if not _may_have_heads(run):
         return {}
-    return read(run, lambda run: _metrics(run, name))
+    return read(run, lambda _path: _metrics(run, name))
 
 
 def metric_figure(run: Run, metric: HeadMetric) -> go.Figure:
     """The figure of a metric: what the result itself plots, where it plots this metric."""
     if PLOTTED.get(run.record.kind) == metric.name:
-        return read(run, lambda run: result_of(run).plot())
+        return read(run, lambda _path: result_of(run).plot())
     return metric.figure()
 
 
 def _may_have_heads(run: Run) -> bool:
     import pyarrow.parquet as parquet
 
-    return read(run, lambda run: set(KEYS) <= set(parquet.read_schema(run.path / "table.parquet").names))
+    return read(run, lambda path: set(KEYS) <= set(parquet.read_schema(path / "table.parquet").names))
 
 
 def _metrics(run: Run, name: str) -> dict[str, HeadMetric]:
@@ -114,7 +114,7 @@ def _columns(frame: pd.DataFrame) -> list[str]:
 
 
 def _metric(run: Run, name: str, frame: pd.DataFrame, column: str, group: str) -> HeadMetric:
-    shape = heads_of(run)
+    shape = run.heads
     layer, head = (frame[key].to_numpy(dtype=int) for key in KEYS)
     if (layer < 0).any() or (head < 0).any() or (layer >= shape[0]).any() or (head >= shape[1]).any():
         raise UnreadableFile(f"{run.path.name} names heads beyond {shape[0]} layers of {shape[1]}")

@@ -1,4 +1,4 @@
-"""Makes the sample runs that the explorer opens with: `python -m apps.explorer.samples [FOLDER]`.
+"""Makes the sample runs that the explorer opens with: `python -m apps.explorer.samples [NAME …]`.
 
 A few minutes on the bundled model; each run is what its command line says and can be made again alone.
 """
@@ -33,4 +33,4 @@ def make(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]) if len(sys.argv) > 1 else samples_folder(), list(COMMANDS))
+    make(samples_folder(), sys.argv[1:] or list(COMMANDS))

@@ -122,9 +122,10 @@ def evaluate_circuit(
     """Evaluate a circuit on the prompts of a knockout, which says what the heads outside become.
 
     `random` circuits, all different, have as many heads in each layer (`random_sets`). Completeness is measured for
-    K: nothing, every class of heads of one role, `subsets` random halves, and the set that a greedy search of `greedy_steps` finds.
-    Minimality of a head is its largest effect |F(C - K - v) - F(C - K)| / F(M) over K: nothing, the other heads of its
-    class, and `subsets` random halves of the rest. Raises BadInput for heads that the model does not have.
+    K: nothing, every class of heads of one role, `subsets` random halves, and the set that a greedy search of
+    `greedy_steps` finds. Minimality of a head is its largest effect |F(C - K - v) - F(C - K)| / F(M) over K: nothing,
+    the other heads of its class, and `subsets` random halves of the rest. Raises BadInput for heads that the model
+    does not have.
     """
     model = knockout.model
     own = frozenset(check_heads(model, circuit.heads))

@@ -121,10 +121,9 @@ class CacheStudy:
 
     @classmethod
     def load(cls, path: str | Path) -> CacheStudy:
-        """Read what `save` wrote; raises UnreadableFile."""
-        run = load_run(path)
-        tests = pd.read_parquet(run.path / "tests.parquet")
-        return cls(run.frame, tests, run.record.model, run.record.parameters, run.record.seed)
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "cache-study")
+        return cls(run.frame, run.table("tests"), run.record.model, run.record.parameters, run.record.seed)
 
 
 def cache_study(

@@ -22,7 +22,7 @@ from interp.heads.answers import Answering
 from interp.heads.fed import Fed
 from interp.heads.perplexity import Reading, Windows, perplexity_record
 from interp.heads.scores import model_record
-from interp.runs import Journal, Run, save_run
+from interp.runs import Journal, Run, load_run, save_run
 from interp.stats import wilson_interval
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
@@ -151,8 +151,25 @@ class AblationReport:
             started=started,
         )
 
+    @classmethod
+    def load(cls, path: str | Path) -> AblationReport:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "head-ablation")
+        parameters = dict(run.record.parameters)
+        measure = parameters.pop("measure")
+        most = run.frame[run.frame["heads"] == "chosen"].sort_values("removed").which
+        heads = tuple(_head(name) for name in most.iloc[-1].split()) if len(most) else ()
+        samples = run.array("samples", len(run.frame), None, None)
+        return cls(run.frame, heads, run.record.model, parameters, samples, run.table("tests"), measure)
+
     def _repr_html_(self) -> str:
         return self.frame.to_html(index=False)
+
+
+def _head(name: str) -> Head:
+    """A head as `which` names it: `2-1`."""
+    layer, head = name.split("-")
+    return int(layer), int(head)
 
 
 def ablation_report(

@@ -20,7 +20,7 @@ from interp.heads.ablation import Ablation, FittedAblation, Head, check_heads, f
 from interp.heads.answers import UNITS, Metric, Recall, check_metric, scored
 from interp.heads.fed import Fed
 from interp.heads.scores import model_record
-from interp.runs import Journal, Run, save_run
+from interp.runs import Journal, Run, load_run, save_run
 from interp.stats import bootstrap_means
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
@@ -90,6 +90,20 @@ class HeadEffects:
             files=files,
             started=started,
         )
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadEffects:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        return cls.of_run(load_run(path, "head-effects"))
+
+    @classmethod
+    def of_run(cls, run: Run) -> HeadEffects:
+        """The effects that a run holds, alone or beside gradients. Raises UnreadableFile."""
+        parameters = dict(run.record.parameters)
+        metric, ablation = (parameters.pop(name) for name in ("metric", "ablation"))
+        samples = run.array("samples", None, *run.heads)
+        baseline = run.array("baseline", len(samples))
+        return cls(samples, baseline, metric, ablation, run.record.model, parameters, run.record.seed)
 
     def _repr_html_(self) -> str:
         return self.frame.head(12).to_html(index=False)

@@ -25,7 +25,7 @@ from interp.heads.ablation import Head, check_heads
 from interp.heads.answers import Metric, by_length, check_metric, equal_answers, metric_of
 from interp.heads.effects import HeadEffects, ablation_effects
 from interp.heads.fed import Fed
-from interp.runs import Run, save_run
+from interp.runs import Run, load_run, save_run
 from interp.stats import bootstrap_interval
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import zero
@@ -181,6 +181,14 @@ class HeadImportance:
             files={"agreement.parquet": self.agreement.to_parquet, **files},
             started=started,
         )
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadImportance:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "head-importance")
+        exact = HeadEffects.of_run(run)
+        gradients = (run.array(name, *exact.samples.shape) for name in ("gradients", "gradients_tokens"))
+        return cls(GateGradients(*gradients), exact)
 
     def _repr_html_(self) -> str:
         return self.agreement.to_html(index=False)

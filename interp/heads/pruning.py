@@ -25,7 +25,7 @@ from interp.heads.fed import Fed
 from interp.heads.importance import GateGradients, Order, gate_gradients
 from interp.heads.mask import HeadMask
 from interp.heads.scores import model_record
-from interp.runs import Journal, Run, save_run
+from interp.runs import Journal, Run, load_run, save_run
 from interp.stats import bootstrap_means
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import zero
@@ -84,6 +84,13 @@ class Pruning:
             files=files,
             started=started,
         )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Pruning:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "head-pruning")
+        order = tuple((int(layer), int(head)) for layer, head in run.array("order", None, 2))
+        return cls(run.frame, order, run.record.model, run.record.parameters)
 
     def _repr_html_(self) -> str:
         return self.frame.to_html(index=False)

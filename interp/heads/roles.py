@@ -20,7 +20,7 @@ from torch import Tensor
 from interp.errors import BadInput, choose
 from interp.heads.random_tokens import beginning, ordinary_tokens
 from interp.heads.scores import model_record
-from interp.runs import Run, save_run
+from interp.runs import Run, load_run, save_run
 from interp.stats import bootstrap_means
 from interp.tracing.model import Model
 from interp.tracing.plan import RowFold
@@ -102,6 +102,13 @@ class HeadRoles:
             arrays={"samples": self.samples},
             started=started,
         )
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadRoles:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "head-roles")
+        samples = run.array("samples", None, len(ROLES), *run.heads)
+        return cls(samples, run.record.model, run.record.parameters, run.record.seed)
 
 
 def head_roles(

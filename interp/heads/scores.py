@@ -143,13 +143,13 @@ class HeadScores:
 
     @classmethod
     def load(cls, path: str | Path) -> HeadScores:
-        """Read what `save` wrote; raises UnreadableFile."""
-        run = load_run(path)
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "head-scores")
         parameters = dict(run.record.parameters)
         return cls(
             method=parameters.pop("method"),
-            samples=run.arrays["samples"],
-            tests=pd.read_parquet(run.path / "tests.parquet"),
+            samples=run.array("samples", None, *run.heads),
+            tests=run.table("tests"),
             model=run.record.model,
             parameters=parameters,
             components={

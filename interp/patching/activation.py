@@ -125,12 +125,12 @@ class PatchingResult:
     @classmethod
     def load(cls, path: str | Path) -> PatchingResult:
         """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
-        run = load_run(path)
-        if run.record.kind != "patching":
-            raise BadInput(f"{path} holds a run of kind {run.record.kind!r}, not of patching")
+        run = load_run(path, "patching")
         described = dict(run.record.parameters)
         method, site, by, direction = (described.pop(name) for name in ("method", "site", "by", "direction"))
         metrics, labels, units = (described.pop(name) for name in ("metrics", "labels", "units"))
+        values = run.array("values", len(units), len(metrics), None)
+        clean, corrupted = (run.array(side, len(metrics), values.shape[2]) for side in ("clean", "corrupted"))
         return cls(
             method,
             site,
@@ -138,7 +138,9 @@ class PatchingResult:
             direction,
             tuple(Unit(*unit) for unit in units),
             tuple(metrics),
-            **run.arrays,
+            values,
+            clean,
+            corrupted,
             labels=tuple(labels),
             model=run.record.model,
             parameters=described,

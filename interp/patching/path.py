@@ -32,7 +32,7 @@ from interp.patching.effects import fraction_columns, mean_columns
 from interp.patching.pairs import against_clean, batches, bound, check_pairs, corrupted, further, measured
 from interp.patching.senders import Head, receiver_edits
 from interp.patching.sweep import ExecutorName, sweep
-from interp.runs import Journal, Run, save_run, staged
+from interp.runs import Journal, Run, load_run, save_run, staged
 from interp.tasks.prompts import PromptSet
 from interp.tracing.frame import Positions, check_positions, positions_of
 from interp.tracing.model import Model
@@ -139,6 +139,17 @@ class PathPatchingResult:
             },
             started=started,
         )
+
+    @classmethod
+    def load(cls, path: str | Path) -> PathPatchingResult:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "path-patching")
+        parameters = dict(run.record.parameters)
+        receivers, metrics = (tuple(parameters.pop(name)) for name in ("receivers", "metrics"))
+        senders = tuple((int(layer), int(head)) for layer, head in run.array("senders", None, 2))
+        values = run.array("values", len(senders), len(metrics), None)
+        clean, corrupted = (run.array(side, len(metrics), values.shape[2]) for side in ("clean", "corrupted"))
+        return cls(senders, receivers, metrics, values, clean, corrupted, run.record.model, parameters, run.record.seed)
 
 
 def path_patching(
