@@ -50,7 +50,11 @@ def patch(
         ),
     ] = "",
     positions: Annotated[
-        str, typer.Option(help="Positions or roles to patch at, such as S1,S2,-1.", show_default="all tokens")
+        str,
+        typer.Option(
+            help="Positions or roles to patch at, such as S1,S2,-1.",
+            show_default="all tokens, one by one the task's roles where prompts differ in length",
+        ),
     ] = "",
     n: Annotated[int, typer.Option(help="Prompts to generate, or to take from the file.", min=1)] = 32,
     style: Annotated[
@@ -89,7 +93,7 @@ def patch(
     metrics = named_metrics(metric)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
     pairs = task_prompts(loaded, model, task, n, seed, style, corruption)
-    chosen = named_positions(positions)
+    chosen = named_positions(positions) or roles_to_patch(pairs, by)
     request: dict[str, Any] = {"metrics": metrics, "positions": chosen, "seed": seed}
     journal = None
     with progress("patching") as report:
@@ -155,6 +159,12 @@ def named_positions(text: str) -> tuple[int | str, ...]:
     """`"S1,S2,-1"` as roles and numbers."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     return tuple(int(name) if name.removeprefix("-").isdecimal() else name for name in names)
+
+
+def roles_to_patch(pairs: PromptSet, by: By) -> tuple[str, ...]:
+    """The roles of the task where positions are patched one by one and prompts of several lengths share no others."""
+    one_by_one = by in ("position", "head_position")
+    return tuple(pairs.spans) if one_by_one and len({len(row) for row in pairs.tokens}) > 1 else ()
 
 
 def document(result: PatchingResult, task: str, run: Path) -> dict[str, Any]:

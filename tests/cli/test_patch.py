@@ -62,6 +62,16 @@ def test_a_prompt_file_is_patched_at_its_roles(
     np.testing.assert_allclose(frame.normalised_ratio_of_means[:2], [1, 0], atol=1e-3)  # only this token differs
 
 
+def test_prompts_of_several_lengths_are_patched_at_their_roles_by_default(interp: Interp, tmp_path: Path) -> None:
+    arguments = ("--n", 4, "--site", "resid_pre.0", "--by", "position", "--metric", "logit-difference")
+    done = interp("patch", "pocket", *arguments, "--out", tmp_path / "run", "--json")
+    assert done.code == 0
+    effects = {patch["position"]: patch["normalised_ratio_of_means"] for patch in done.json["patches"]}
+    assert set(effects) == {"IO", "S1", "S1+1", "S2", "end"}
+    assert effects.pop("S2") == pytest.approx(1, abs=1e-3)  # the twin has another name there and nowhere else
+    assert max(map(abs, effects.values())) < 1e-3
+
+
 def test_a_csv_of_eap_ig_is_a_task(interp: Interp, random_llama: Path, tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("clean,corrupted,correct_idx,incorrect_idx\nabc,axc,5,6\n")
