@@ -25,6 +25,7 @@ RESULTS: Mapping[str, str] = {
     "patching": "interp.patching.activation:PatchingResult",
     "path-patching": "interp.patching.path:PathPatchingResult",
     "logit-lens": "interp.logit_lens:LogitLens",
+    "concept-depth": "probes.depth:ConceptDepth",
 }
 """By kind of run, the class whose `load` reads it."""
 
