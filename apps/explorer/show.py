@@ -15,7 +15,7 @@ from apps.explorer.catalogue import Entry, chosen, entries
 from apps.explorer.differences import facts, said
 from apps.explorer.settings import settings
 from interp.errors import WorkbenchError
-from interp.plots.logit_lens import visible
+from interp.plots.template import visible
 from interp.runs import Run
 from kernels.errors import InvalidRequest
 

@@ -1,4 +1,4 @@
-"""`interp runs`: what has been run, and with what."""
+"""`interp runs`: what has been run, with what, and how it looks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich.text import Text
 
 from interp.cli.console import emit, out, say, show_facts, show_frame
 from interp.cli.options import Json
-from interp.errors import UnreadableFile
+from interp.errors import BadInput, UnreadableFile, choose
 from interp.runs import RunRecord, load_run, run_folders
 
-app = typer.Typer(help="List and show saved runs.", no_args_is_help=True)
+app = typer.Typer(help="List, show and draw saved runs.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -64,3 +64,32 @@ def show(
     show_facts(str(run), record | nested)
     total = len(loaded.frame)
     show_frame(f"first {min(rows, total)} of {total} rows", loaded.frame.head(rows))
+
+
+@app.command()
+def figure(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="Where to: .html, .json, .png or .svg.", show_default=False)],
+    name: Annotated[str, typer.Option(help="Which figure, where a run has several.")] = "result",
+    width: Annotated[int | None, typer.Option(help="Of a picture, in pixels.", show_default="the figure's")] = None,
+    height: Annotated[int | None, typer.Option(help="Of a picture, in pixels.", show_default="the figure's")] = None,
+    json: Json = False,
+) -> None:
+    """Write a figure of a run to a file: the one that its result plots."""
+    from apps.explorer.results import figures_of
+    from interp.plots.export import require_format, save_figure
+
+    require_format(file)
+    loaded = load_run(run)
+    figures = figures_of(loaded)
+    if not figures:
+        raise BadInput(f"{run} is of kind {loaded.record.kind!r}, which has tables and no figure")
+    if name not in figures:
+        raise BadInput(f"{run} has no figure {name!r}; {choose(name, figures)}")
+    save_figure(figures[name], file, width=width, height=height)
+    if json:
+        emit({"run": str(run), "figure": name, "file": str(file), "figures": list(figures)})
+        return
+    say(f"Wrote {file}.")
+    if others := [other for other in figures if other != name]:
+        say(f"The run has more: --name {' or '.join(repr(other) for other in others)}.")

@@ -10,8 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from interp.attention_summary import STATISTICS
-from interp.plots.logit_lens import visible
-from interp.plots.template import SEQUENTIAL, TEMPLATE
+from interp.plots.template import SEQUENTIAL, TEMPLATE, visible
 
 if TYPE_CHECKING:
     from interp.attention_summary import AttentionSummary

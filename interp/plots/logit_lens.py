@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.plots.template import COLOURS, SEQUENTIAL, TEMPLATE
+from interp.plots.template import COLOURS, SEQUENTIAL, TEMPLATE, literal, visible
 
 if TYPE_CHECKING:
     from interp.logit_lens import LogitLens
@@ -18,11 +17,6 @@ LABELLED = 24
 """Positions up to which every cell says its token; beyond, only the hover does."""
 CELL = 6
 """Characters of a token that a cell has room for."""
-
-
-def visible(token: str) -> str:
-    """A token as a figure shows it: markup as text, spaces and line ends to be seen."""
-    return escape(token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·") or "∅")
 
 
 def lens_map(lens: LogitLens) -> go.Figure:
@@ -59,7 +53,7 @@ def lens_map(lens: LogitLens) -> go.Figure:
     )
     figure.update_yaxes(title="read after", showgrid=False, automargin=True)
     figure.update_layout(
-        template=TEMPLATE, title=f"logit lens of {escape(str(lens.model['name']))}", height=220 + 32 * len(lens.sites)
+        template=TEMPLATE, title=f"logit lens of {literal(lens.model['name'])}", height=220 + 32 * len(lens.sites)
     )
     return figure
 
@@ -92,5 +86,5 @@ def next_token_bars(result: NextToken) -> go.Figure:
         height=120 + 26 * len(names),
     )
     figure.update_xaxes(title="probability", range=[0, 1])
-    figure.update_yaxes(autorange="reversed", automargin=True)
+    figure.update_yaxes(title="token (id)", autorange="reversed", automargin=True)
     return figure

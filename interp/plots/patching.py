@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.errors import BadInput, choose
-from interp.plots.template import DIVERGING, TEMPLATE
+from interp.plots.template import DIVERGING, TEMPLATE, literal
 
 if TYPE_CHECKING:
     from interp.patching.activation import PatchingResult
@@ -122,7 +121,7 @@ def heat_map(
 def _ticks(names: Sequence[str], most: int = 60) -> dict[str, object]:
     """All names as ticks, or evenly chosen ones where they are many."""
     chosen = list(range(0, len(names), -(-len(names) // most)))
-    return {"tickvals": chosen, "ticktext": [escape(names[i], quote=False) for i in chosen], "automargin": True}
+    return {"tickvals": chosen, "ticktext": [literal(names[i]) for i in chosen], "automargin": True}
 
 
 def _across(frame: pd.DataFrame, by: str, labels: Sequence[str]) -> list[str]:
@@ -145,7 +144,7 @@ def _hover(frame: pd.DataFrame, column: str) -> np.ndarray:
     places = [name for name in ("layer", "head", "position", "neuron") if name in frame]
     lines = []
     for row in frame.to_dict("records"):
-        where = ", ".join(f"{place} {row[place]}" for place in places)
+        where = ", ".join(f"{place} {literal(row[place])}" for place in places)
         value = f"{row[column]:.3f} [{row[f'{column}_low']:.3f}, {row[f'{column}_high']:.3f}]"
         lines.append(f"{where}<br>{column.replace('_', ' ')} {value}<br>n={row['n']}")
     return np.array(lines, dtype=object)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import plotly.graph_objects as go
 
 INK = "#7a7f87"
@@ -28,6 +30,16 @@ TEMPLATE = go.layout.Template(
         "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
     }
 )
+
+
+def literal(text: object) -> str:
+    """Foreign text (a model's name, a label) as a figure shows it letter by letter: its markup and links are text."""
+    return escape(str(text), quote=False)  # plotly knows no entities for quotes
+
+
+def visible(token: str) -> str:
+    """A token as a figure shows it: markup as text, spaces and line ends to be seen."""
+    return literal(token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·") or "∅")
 
 
 def transparent(colour: str, opacity: float = 0.2) -> str:

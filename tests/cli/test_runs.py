@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from interp.heads.causal import AblationReport
 from interp.runs import save_run
 
 Interp = Callable[..., Any]
@@ -70,3 +71,39 @@ def test_what_is_no_run_is_bad_input(interp: Interp, tmp_path: Path) -> None:
     done = interp("runs", "show", tmp_path)
     assert done.code == 2
     assert "is not a run" in done.err
+
+
+def test_the_figure_in_a_file_is_the_one_that_the_result_plots(interp: Interp, root: Path, tmp_path: Path) -> None:
+    run, file = root / "data/samples/needles", tmp_path / "figure.json"
+    done = interp("runs", "figure", run, file)
+    assert done.code == 0
+    assert file.read_text() == AblationReport.load(run).plot().to_json()
+    assert "length and depth" in done.err
+    assert interp("runs", "figure", run, file, "--name", "length and depth", "--json").json["figures"] == [
+        "result",
+        "length and depth",
+    ]
+    assert "depth of the needle" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("run", "file", "name", "sentence"),
+    [
+        ("needles", "figure.gif", "result", "valid: .html"),
+        ("needles", "figure.json", "reslt", "did you mean 'result'"),
+        ("nowhere", "figure.json", "result", "is not a run"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_bad_input(
+    interp: Interp, root: Path, tmp_path: Path, run: str, file: str, name: str, sentence: str
+) -> None:
+    done = interp("runs", "figure", root / "data/samples" / run, tmp_path / file, "--name", name)
+    assert done.code == 2
+    assert sentence in done.err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_of_tables_alone_has_no_figure(interp: Interp, runs: Path, tmp_path: Path) -> None:
+    done = interp("runs", "figure", runs / "first", tmp_path / "figure.json")
+    assert done.code == 2
+    assert "tables and no figure" in done.err
