@@ -1,0 +1,133 @@
+"""Every notebook asks, runs on the bundled model, shows a figure, and what it concludes holds.
+
+`claims/NAME.py` runs in the notebook's kernel after its last cell: there the numbers behind its sentences are asserted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+jupytext = pytest.importorskip("jupytext", reason="the notebooks are an extra")
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+
+from jupyter_client.kernelspec import KernelSpecManager  # noqa: E402 - not without the extra
+from jupyter_client.manager import AsyncKernelManager  # noqa: E402
+from jupytext.compare import compare_notebooks  # noqa: E402
+
+from apps.explorer.results import figures_of  # noqa: E402
+from interp.runs import load_run  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CLAIMS = Path(__file__).parent / "claims"
+TEXTS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
+FIGURE = "application/vnd.plotly.v1+json"
+MACHINE = re.compile(r"/(home|Users|root|work|mnt|tmp|opt)/|[A-Z]:\\")
+"""Absolute paths of somebody's machine."""
+
+each_notebook = pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.stem)
+
+
+def written(text: Path) -> Any:
+    """The notebook as it is kept."""
+    return nbformat.read(text.with_suffix(".ipynb"), as_version=4)
+
+
+def figures(cells: list[Any]) -> list[dict[str, Any]]:
+    """The figures that executed cells show."""
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    return [output["data"][FIGURE] for output in outputs if FIGURE in output.get("data", {})]
+
+
+def execute(notebook: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every cell, in a kernel of this very interpreter that writes nothing outside `folder`."""
+    for name in ("TMPDIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
+        place = folder / name.lower()
+        place.mkdir()
+        monkeypatch.setenv(name, str(place))
+    monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
+    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+    client = nbclient.NotebookClient(notebook, km=kernel, timeout=300, resources={"metadata": {"path": str(folder)}})
+    client.execute()
+
+
+@pytest.mark.notebooks
+@each_notebook
+def test_a_notebook_runs_and_its_conclusions_hold(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = written(text)
+    claims = (CLAIMS / text.name).read_text(encoding="utf-8")
+    assert "assert " in claims
+    cells = list(notebook.cells)
+    interpreter = nbformat.v4.new_code_cell(f"import sys\nassert sys.executable == {sys.executable!r}")
+    notebook.cells += [interpreter, nbformat.v4.new_code_cell(claims)]
+    execute(notebook, tmp_path, monkeypatch)
+
+    assert figures(cells[-2:-1]), "the last code cell shows no figure"
+    for record in tmp_path.rglob("run.json"):  # the runs that it saved look the same in the explorer
+        shown = json.loads(figures_of(load_run(record.parent))["result"].to_json())
+        assert any(figure["data"] == shown["data"] for figure in figures(cells)), record.parent.name
+
+
+@each_notebook
+def test_a_notebook_and_its_text_say_the_same(text: Path) -> None:
+    kept, source = written(text), jupytext.read(text, fmt="py:percent")
+    source.metadata = kept.metadata
+    compare_notebooks(kept, source, fmt="py:percent")
+
+
+def test_syncing_changes_nothing() -> None:
+    """`python notebooks/sync.py` is what wrote the .ipynb files, identifiers of cells included."""
+    before = {text: text.with_suffix(".ipynb").read_text(encoding="utf-8") for text in TEXTS}
+    script = (
+        "import json, runpy\n"
+        "sync = runpy.run_path('notebooks/sync.py')\n"
+        "print(json.dumps({text.name: sync['written'](text) for text in sync['texts']()}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {text.name: kept for text, kept in before.items()}
+
+
+@each_notebook
+def test_a_notebook_asks_first_and_ends_with_a_figure_and_a_sentence(text: Path) -> None:
+    cells = written(text).cells
+    question = cells[0].source.splitlines()[0]
+    assert cells[0].cell_type == "markdown"
+    assert question.startswith("# ")
+    assert question.endswith("?")
+    figure, sentence = cells[-2:]
+    assert figure.cell_type == "code"
+    assert "plot" in figure.source.splitlines()[-1]
+    assert sentence.cell_type == "markdown"
+    assert sentence.source.rstrip().endswith(".")
+    assert not sentence.source.startswith("#")
+
+
+@each_notebook
+def test_a_notebook_says_what_changes_for_another_model(text: Path) -> None:
+    cells = [cell for cell in written(text).cells if "another-model" in cell.metadata.get("tags", ())]
+    assert len(cells) == 1
+    (code,) = re.findall(r"```python\n(.*?)```", cells[0].source, re.DOTALL)
+    compile(code, text.name, "exec")
+    assert re.search(r"gpt2|llama", code, re.IGNORECASE)
+
+
+@each_notebook
+def test_a_notebook_is_kept_without_outputs_and_paths_of_a_machine(text: Path) -> None:
+    for cell in written(text).cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+        assert not MACHINE.search(cell.source)
+
+
+def test_there_is_a_tour_first_and_a_text_for_every_notebook() -> None:
+    assert TEXTS[0].stem == "00_tour"
+    assert [text.stem for text in TEXTS] == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert {text.name for text in TEXTS} == {path.name for path in CLAIMS.glob("*.py")}
