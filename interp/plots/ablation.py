@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.plots.template import COLOURS, DIVERGING, SEQUENTIAL, TEMPLATE, transparent
+from interp.plots.template import COLOURS, DIVERGING, SEQUENTIAL, TEMPLATE, literal, transparent
 
 UNITS = {
     "recall": "recall (fraction of answers)",
@@ -33,7 +33,9 @@ def removal_curves(frame: pd.DataFrame, measure: str = "recall", title: str = ""
             curve = _curve(part[part["heads"] == kind], column, baseline)
             if len(curve) > 1:
                 _add_curve(figure, curve, f"{ablation}: {kind} heads", colour, dash)
-    figure.update_layout(template=TEMPLATE, title=title, xaxis_title="heads removed", yaxis_title=UNITS[measure])
+    figure.update_layout(
+        template=TEMPLATE, title=literal(title), xaxis_title="heads removed", yaxis_title=UNITS[measure]
+    )
     figure.update_xaxes(rangemode="tozero", dtick=max(1, int(frame.removed.max()) // 10))
     return figure
 
@@ -106,7 +108,7 @@ def length_depth_maps(frame: pd.DataFrame, title: str = "") -> go.Figure:
     figure.update_yaxes(title="depth of the needle (%)", col=1)
     figure.update_annotations(font_size=12)
     scale = {"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": {"title": "recall"}}
-    figure.update_layout(template=TEMPLATE, title=title, coloraxis=scale, height=160 + 240 * down)
+    figure.update_layout(template=TEMPLATE, title=literal(title), coloraxis=scale, height=160 + 240 * down)
     return figure
 
 
@@ -136,7 +138,7 @@ def effect_map(frame: pd.DataFrame, quantity: str = "effect", title: str = "") -
             "n = %{customdata[2]}<extra></extra>",
         )
     )
-    figure.update_layout(template=TEMPLATE, title=title, xaxis_title="head", yaxis_title="layer")
+    figure.update_layout(template=TEMPLATE, title=literal(title), xaxis_title="head", yaxis_title="layer")
     figure.update_xaxes(dtick=max(1, effects.shape[1] // 16))
     figure.update_yaxes(autorange="reversed", dtick=max(1, effects.shape[0] // 16))
     return figure
@@ -170,7 +172,7 @@ def importance_scatter(
     sign = "" if order == "signed" else "absolute "
     figure.update_layout(
         template=TEMPLATE,
-        title={"text": title, "subtitle": {"text": correlation}},
+        title={"text": literal(title), "subtitle": {"text": correlation}},
         xaxis_title=f"{sign}{row.metric} lost under {row.ablation} ablation ({UNITS[row.metric].split('(')[-1][:-1]})",
         yaxis_title=f"gradient importance ({order})",
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from interp.plots.template import COLOURS, TEMPLATE, transparent
+from interp.plots.template import COLOURS, TEMPLATE, literal, transparent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ def bytes_against_recall(study: CacheStudy) -> go.Figure:
         _full(figure, part[part.kept == "all"].iloc[0], f"full cache{suffix}", colour)
     n = study.frame.n.iloc[0]
     figure.update_layout(
-        title=f"{study.model['name']}: recall of {n} needle tests{' a length' if len(lengths) > 1 else ''}",
+        title=f"{literal(study.model['name'])}: recall of {n} needle tests{' a length' if len(lengths) > 1 else ''}",
         xaxis={"title": "keys and values (MiB)", "rangemode": "tozero"},
         yaxis={"title": "recall (fraction of answers)", "range": [-0.03, 1.05]},
         template=TEMPLATE,

@@ -15,7 +15,7 @@ from interp.circuits.discovery import Discovery
 from interp.circuits.evaluation import CircuitEvaluation
 from interp.circuits.repair import Repair
 from interp.circuits.reuse import CircuitReuse
-from interp.plots.template import COLOURS, INK, TEMPLATE, transparent
+from interp.plots.template import COLOURS, INK, SEQUENTIAL, TEMPLATE, literal, transparent
 
 
 def role_maps(scores: Mapping[str, np.ndarray], title: str = "") -> go.Figure:
@@ -28,10 +28,10 @@ def role_maps(scores: Mapping[str, np.ndarray], title: str = "") -> go.Figure:
     figure.update_yaxes(autorange="reversed", dtick=max(1, layers // 16))
     figure.update_xaxes(title="head")
     figure.update_layout(
-        title=title,
+        title=literal(title),
         template=TEMPLATE,
         yaxis_title="layer",
-        coloraxis={"colorscale": "Blues", "cmin": 0, "cmax": 1},
+        coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": {"title": "score"}},
     )
     return figure
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.plots.template import COLOURS, TEMPLATE
+from interp.plots.template import COLOURS, TEMPLATE, literal
 
 
 def head_scatter(frame: pd.DataFrame, x: str, y: str, title: str = "") -> go.Figure:
@@ -13,6 +13,7 @@ def head_scatter(frame: pd.DataFrame, x: str, y: str, title: str = "") -> go.Fig
 
     Every point carries its layer and head as custom data.
     """
+    x, y = literal(x), literal(y)
     hover = f"head %{{customdata[0]}}.%{{customdata[1]}}<br>{x} %{{x:.3f}}<br>{y} %{{y:.3f}}<extra></extra>"
     figure = go.Figure()
     for number, (layer, part) in enumerate(frame.groupby("layer")):
@@ -25,5 +26,5 @@ def head_scatter(frame: pd.DataFrame, x: str, y: str, title: str = "") -> go.Fig
             customdata=part[["layer", "head"]],
             hovertemplate=hover,
         )
-    figure.update_layout(template=TEMPLATE, title=title, xaxis_title=x, yaxis_title=y)
+    figure.update_layout(template=TEMPLATE, title=literal(title), xaxis_title=x, yaxis_title=y)
     return figure

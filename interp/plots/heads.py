@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.plots.template import TEMPLATE
+from interp.plots.template import SEQUENTIAL, TEMPLATE, literal
 
 
 def head_map(scores: np.ndarray, title: str = "") -> go.Figure:
@@ -13,11 +13,12 @@ def head_map(scores: np.ndarray, title: str = "") -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             z=scores,
-            colorscale="Blues",
+            colorscale=SEQUENTIAL,
+            colorbar={"title": "score"},
             hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
         )
     )
-    figure.update_layout(title=title, xaxis_title="head", yaxis_title="layer", template=TEMPLATE)
+    figure.update_layout(title=literal(title), xaxis_title="head", yaxis_title="layer", template=TEMPLATE)
     figure.update_xaxes(dtick=max(1, scores.shape[1] // 16))
     figure.update_yaxes(autorange="reversed", dtick=max(1, scores.shape[0] // 16))
     return figure
