@@ -20,6 +20,7 @@ LEVELS = {
     "interp.paths": 1,
     "interp.runs": 1,
     "interp.stats": 1,
+    "interp.tables": 1,
     "interp.metrics": 2,
     "interp.tracing": 2,
     "interp.tasks": 2,

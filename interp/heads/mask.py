@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from html import escape
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from interp.errors import BadInput, MaskMismatch, choose
+from interp.tables import html_table
 
 Head = tuple[int, int]
 """Layer and head."""
@@ -19,6 +21,8 @@ Head = tuple[int, int]
 HeadKind = Literal["query", "kv"]
 Reduction = Literal["max", "mean"]
 
+SHOWN = 12
+"""Heads that a mask shows of itself in a notebook, best first."""
 FULL_ATTENTION_SPARSITY = 0.5
 """DuoAttention keeps half of the key/value heads of a grouped-query model (Xiao et al. 2024)."""
 
@@ -80,6 +84,18 @@ class HeadMask:
         layers, heads = self.scores.shape
         chosen = f", {len(self.heads)} selected ({self.rule})" if self.selected is not None else ""
         return f"HeadMask({self.method or 'scores'} of {layers} x {heads} {self.kind} heads{chosen})"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        chosen = set(self.heads)
+        rows = [
+            {"layer": layer, "head": head, "score": self.scores[layer, head], "selected": (layer, head) in chosen}
+            for layer, head in self.ranking
+        ]
+        frame = pd.DataFrame(rows) if self.selected is not None else pd.DataFrame(rows).drop(columns="selected")
+        made_for = f" for {self.model}" if self.model else ""
+        return f"<p>{escape(repr(self) + made_for)}</p>{html_table(frame, most=SHOWN)}"
 
     @classmethod
     def from_samples(cls, samples: npt.NDArray[np.float64], **more: Any) -> HeadMask:

@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import BadInput, UnreadableFile, choose
 from interp.runs import staged
+from interp.tables import html_table, shortened
 from interp.tasks.encoding import Span, encode, following
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ _FIELDS = frozenset(
     | {"spans", "metadata", "counterfactual"}
 )
 """What one line of a prompt file may hold."""
+SHOWN = 4
+"""Prompts that a set shows of itself in a notebook."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,10 +131,22 @@ class PromptSet:
 
     def __repr__(self) -> str:
         lengths = sorted(map(len, self.tokens)) or [0]
-        parts = [f"{len(self)} prompts of {lengths[0]} to {lengths[-1]} tokens"]
+        tokens = str(lengths[0]) if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
+        parts = [f"{len(self)} prompt{'s' * (len(self) != 1)} of {tokens} tokens"]
         parts += [f"spans {', '.join(self.spans)}"] if self.spans else []
         parts += ["with a counterfactual"] if self.counterfactual else []
         return f"PromptSet({'; '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        columns: dict[str, Sequence[Any]] = {"prompt": [shortened(text) for text in self.texts]}
+        columns["tokens"] = [len(row) for row in self.tokens]
+        columns |= {name: of for name, of in (("answer", self.answers), ("distractor", self.distractors)) if of}
+        columns |= {role: [_place(span) for span in spans] for role, spans in self.spans.items()}
+        if self.counterfactual is not None:
+            columns["counterfactual"] = [shortened(text) for text in self.counterfactual.texts]
+        return f"<p>{escape(repr(self))}</p>{html_table(pd.DataFrame(columns), most=SHOWN)}"
 
     def select(self, indices: Sequence[int]) -> PromptSet:
         """The prompts at `indices`, in that order, with everything that belongs to them. Raises BadInput."""
@@ -199,6 +215,12 @@ class PromptSet:
         if self.counterfactual is not None:
             record["counterfactual"] = self.counterfactual._record(i)
         return record
+
+
+def _place(span: Span) -> str:
+    """A span as the positions it covers."""
+    start, end = span
+    return str(start) if end == start + 1 else f"{start}–{end - 1}"
 
 
 def _require_one_each(n: int, spans: Mapping[str, Sequence[Span]], **columns: Sequence[object]) -> None:

@@ -1,12 +1,14 @@
-"""The resolved site table of a model, for people."""
+"""A model for people: its shape on a card, and the resolved table of its sites."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from interp.tables import html_table
 from interp.tracing.architectures import Architecture
 from interp.tracing.sites import SITES
 from interp.tracing.spec import ModelSpec
@@ -36,7 +38,26 @@ class Description:
         return f"{head}\n{self.frame.to_string(index=False)}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{str(self).splitlines()[0]}</p>{self.frame.to_html(index=False)}"
+        return f"<p>{escape(str(self).splitlines()[0])}</p>{html_table(self.frame)}"
+
+
+def card(model: Model) -> str:
+    """What a model shows of itself in a notebook; nothing is computed from its weights."""
+    s = model.spec
+    sizes = {
+        "layers": s.layers,
+        "heads": s.heads,
+        "key/value heads": s.kv_heads,
+        "head width": s.head_dim,
+        "width": s.width,
+        "MLP width": s.mlp_width,
+        "vocabulary": s.vocab,
+        "context": s.context or "any",
+    }
+    place = "on a remote service" if model.remote else str(model.device)
+    about = f"{s.family}, {s.parameters:,} parameters in {s.dtype}, {place}; {model.backend.name} backend"
+    about = f"{about}, {model.attention} attention"
+    return f"<p><b>{escape(s.name)}</b>: {escape(about)}</p>{html_table(pd.DataFrame([sizes]))}"
 
 
 def describe(model: Model) -> Description:

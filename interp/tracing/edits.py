@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from interp.tracing.trace import Trace
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Edit:
     """One intervention. `tensors` hold vectors, bases and donors; `parameters` plain numbers and words.
 
@@ -46,6 +46,10 @@ class Edit:
     def __str__(self) -> str:
         where = "" if self.positions is None else f" at {self.positions}"
         return f"{self.kind}({self.site}){where}"
+
+    def __repr__(self) -> str:
+        prompts = "" if self.rows is None else f", prompts {', '.join(map(str, self.rows))}"
+        return f"Edit({self}{prompts})"
 
 
 def zero(site: str | Site) -> Edit:

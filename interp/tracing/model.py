@@ -29,7 +29,7 @@ from interp.tracing.batch import (
     right_padded,
     with_token_types,
 )
-from interp.tracing.describe import Description, describe
+from interp.tracing.describe import Description, card, describe
 from interp.tracing.doctor import Diagnosis, diagnose
 from interp.tracing.edits import Edit
 from interp.tracing.frame import Positions, check_computed, check_positions, select
@@ -63,6 +63,9 @@ class Model:
     def __repr__(self) -> str:
         s = self.spec
         return f"Model({s.name}: {s.family}, {s.layers} layers x {s.heads} heads, width {s.width}, {s.dtype})"
+
+    def _repr_html_(self) -> str:
+        return card(self)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from interp.errors import BadInput, UnknownSite, choose
+from interp.tables import html_table
 from interp.tracing.frame import gather_columns
-from interp.tracing.sites import Site
+from interp.tracing.sites import SITES, Site
 from kernels.types import AttentionStats
+
+SHOWN = 16
+"""Sites that a trace shows of itself in a notebook."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +79,20 @@ class Trace(Mapping[Site, Any]):
         batch, width = self.tokens.shape
         return f"Trace({batch} x {width} tokens, {len(self)} sites{'' if self.kept_logits is None else ', logits'})"
 
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        rows = [(str(site), SITES[site.name].meaning, _shape(value)) for site, value in self.items()]
+        rows += [
+            (f"{name}.{i}", "folded", _shape(of)) for name, layers in self.folds.items() for i, of in layers.items()
+        ]
+        if self.kept_logits is not None:
+            rows.append(("logits", SITES["logits"].meaning, _shape(self.kept_logits)))
+        kept, width = self.positions.shape[1], self.tokens.shape[1]
+        positions = "every position" if kept == width else f"{kept} of {width} positions"
+        frame = pd.DataFrame(rows, columns=["site", "what it is", "shape"])
+        return f"<p>{escape(repr(self))}, {positions}</p>{html_table(frame, most=SHOWN)}"
+
     @property
     def logits(self) -> Tensor:
         """The logits that were asked for; raises BadInput when none were."""
@@ -113,6 +132,13 @@ class Trace(Mapping[Site, Any]):
         if leaf is None or leaf.grad is None:
             raise BadInput(f"no gradient at {site}: run with grad=True, read the site, then call backward()")
         return leaf.grad if site.head is None else leaf.grad[:, :, site.head]
+
+
+def _shape(value: Any) -> str:
+    """The shape of an activation, or of everything that was measured of attention rows."""
+    if isinstance(value, AttentionStats):
+        return ", ".join(f"{name} {_shape(of)}" for name, of in value.measured.items())
+    return " x ".join(map(str, value.shape))
 
 
 def _one_head(value: Any, site: Site) -> Any:

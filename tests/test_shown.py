@@ -1,0 +1,103 @@
+"""What objects show of themselves in a notebook: what they are in short, and text only ever as text."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import interp
+from interp.tables import html_table, shortened
+from tests.families import build, prompts, word_tokenizer
+
+HOSTILE = "<script>alert(1)</script> & <b>bold</b>"
+OWN_TAGS = {"p", "b", "table", "tr", "th", "td"}
+
+
+class Page(HTMLParser):
+    """The tags and the texts of a piece of HTML."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: object) -> None:
+        self.tags.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def page(thing: object) -> Page:
+    shown = Page(thing._repr_html_())  # type: ignore[attr-defined]
+    assert shown.tags <= OWN_TAGS
+    return shown
+
+
+@pytest.fixture(scope="module")
+def model() -> interp.Model:
+    return interp.wrap(build("llama"), word_tokenizer())
+
+
+def test_a_table_shows_text_as_text_and_numbers_in_short() -> None:
+    frame = pd.DataFrame({HOSTILE: [HOSTILE, "b", "c"], "score": [0.123456, 2.0, float("nan")], "n": [12345, 2, 3]})
+    shown = Page(html_table(frame, most=2))
+    assert shown.tags <= OWN_TAGS
+    assert shown.texts == [HOSTILE, "score", "n", HOSTILE, "0.1235", "12345", "b", "2", "2", "… and 1 more"]
+
+
+def test_a_long_text_loses_its_middle() -> None:
+    assert shortened("short", 20) == "short"
+    assert shortened("a" * 100 + "z" * 100, 43) == "a" * 20 + " … " + "z" * 20
+
+
+def test_a_model_shows_its_sizes(model: interp.Model) -> None:
+    shown = page(model).texts
+    assert f"{model.spec.parameters:,}" in shown[1]
+    assert shown[shown.index("context") + 1 :] == ["2", "4", "2", "32", "64", "96", "199", "96"]
+
+
+def test_a_trace_shows_what_was_read_and_its_shape(model: interp.Model) -> None:
+    trace = model.run(prompts(3, 7), read=["z.1", "attention_stats.0"], logits="last", positions=-1)
+    shown = page(trace).texts
+    assert "1 of 7 positions" in shown[0]
+    assert shown[shown.index("z.1") + 2] == "3 x 1 x 4 x 32"
+    assert "argmax 3 x 4 x 1" in shown[shown.index("attention_stats.0") + 2]
+    assert shown[shown.index("logits") + 2] == "3 x 199"
+    assert "every position" in page(model.run(prompts(1, 3), read="embed")).texts[0]
+
+
+def test_prompts_show_texts_answers_and_where_their_roles_are() -> None:
+    twin = interp.PromptSet((f"twin {HOSTILE}",) * 6, ((1, 2, 3),) * 6)
+    spans = {"end": ((2, 3),) * 6, "needle": ((0, 2),) * 6}
+    answers = {"answers": (HOSTILE,) * 6, "answer_tokens": ((4,),) * 6}
+    shown = page(interp.PromptSet((HOSTILE,) * 6, ((1, 2, 3),) * 6, **answers, spans=spans, counterfactual=twin)).texts
+    assert shown[0] == "PromptSet(6 prompts of 3 tokens; spans end, needle; with a counterfactual)"
+    assert shown[7:13] == [HOSTILE, "3", HOSTILE, "2", "0–1", f"twin {HOSTILE}"]
+    assert shown[-1] == "… and 2 more"
+
+
+def test_a_mask_shows_its_best_heads() -> None:
+    mask = interp.HeadMask(np.array([[0.25, 0.5], [1.0, 0.0]]), model=HOSTILE)
+    assert page(mask).texts[1:7] == ["layer", "head", "score", "1", "0", "1"]
+    shown = page(mask.top(1)).texts
+    assert HOSTILE in shown[0]
+    assert shown[1:9] == ["layer", "head", "score", "selected", "1", "0", "1", "True"]
+    assert shown[12] == "False"
+
+
+def test_a_description_shows_every_site_in_full(model: interp.Model) -> None:
+    described = model.describe()
+    shown = page(described).texts
+    assert set(described.frame.site) <= set(shown)
+    assert set(described.frame.meaning) <= set(shown)
+
+
+def test_an_edit_says_what_it_does_without_its_tensors(model: interp.Model) -> None:
+    donor = model.run(prompts(2, 4), read="z.1")
+    edit = interp.patch("z.1.3", donor).at(positions=-1, rows=[0, 1])
+    assert repr(edit) == "Edit(patch(z.1.3) at -1, prompts 0, 1)"
