@@ -12,6 +12,7 @@ import typer
 from interp.cli.console import emit, out, progress, say, show_frame
 from interp.cli.models import load_model
 from interp.cli.options import Device, DType, Json, ModelName, Out, Seed, numbers
+from interp.cli.task_options import TaskOptions
 from interp.errors import BadInput, choose
 from interp.runs import require_free, require_writable
 
@@ -118,7 +119,6 @@ def _recipe(name: str, model: str) -> Recipe:
 
 
 def _skill(model: Model, name: str, task: str, template: str, words: str, sizes: str, seed: int) -> Skill:
-    from interp.cli.skill import TaskOptions
     from interp.skills.lofit_skill import Skill, memory_skill
 
     if task != MEMORY:

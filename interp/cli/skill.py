@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import combinations
 from pathlib import Path
@@ -14,74 +14,23 @@ from interp.cli import lofit
 from interp.cli.console import emit, out, progress, show_frame
 from interp.cli.models import load_model
 from interp.cli.options import Device, DType, Json, ModelName, Out, Seed, numbers
+from interp.cli.task_options import Ood, Sizes, TaskName, TaskOptions, Template, Words
 from interp.errors import BadInput
 from interp.runs import require_free
 
 if TYPE_CHECKING:
     from interp.skills.mask import GraftMask
-    from interp.tasks.classification import Classification
     from interp.tracing.model import Model
 
 app = typer.Typer(help="Where fine-tuning put a skill, and moving it alone.", no_args_is_help=True)
 app.command("lofit")(lofit.lofit)
 
-MASK_FILE = "mask.safetensors"
-MODEL_FOLDER = "model"
-
 Tuned = Annotated[
     str, typer.Argument(metavar="FINE_TUNED", help="A model fine-tuned from it, or its run.", show_default=False)
 ]
-TaskName = Annotated[
-    str, typer.Option("--task", help="sentiment, entailment or topic, :DOMAIN after it, or a JSONL file.")
-]
-Template = Annotated[str, typer.Option(help="Prompt of a JSONL task, with {text} and {pair}.", show_default=False)]
-Words = Annotated[
-    str, typer.Option(help="Words of a JSONL task's labels: positive=great,negative=terrible.", show_default=False)
-]
-Ood = Annotated[
-    Path | None, typer.Option(help="JSONL of another domain for a JSONL task.", show_default=False, exists=True)
-]
-Sizes = Annotated[str, typer.Option(help="Examples of a bundled task, such as train=512,test=256.", show_default=False)]
+OptimizerName = Annotated[Literal["sgd", "adamw", "adamw-l1"], typer.Option(help="adamw-l1 pays for what it moves.")]
 Everything = Annotated[bool, typer.Option("--everything", help="Train embeddings, last norm and head too.")]
 Masks = Annotated[list[Path], typer.Option("--mask", help="A mask file or its run; may be repeated.", exists=True)]
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """Which task, as the options say it."""
-
-    name: str
-    template: str
-    words: str
-    ood: Path | None
-    sizes: str
-
-    def build(self, model: Model, seed: int) -> list[Classification]:
-        """The tasks; several are given by a plus sign. Raises BadInput."""
-        from interp.tasks.classification import Classification, bundled_task
-
-        tasks = []
-        for name in self.name.split("+"):
-            if name.endswith((".jsonl", ".csv", ".json")):
-                if not self.template or not self.words:
-                    raise BadInput(f"--task {name} is a file: say how to ask with --template and --words")
-                words = _pairs("--words", self.words)
-                loaded = Classification.from_jsonl(
-                    name, model.tokenizer, template=self.template, words=words, ood=self.ood, seed=seed
-                )
-            else:
-                task, _, domain = name.partition(":")
-                sizes = {split: int(n) for split, n in _pairs("--sizes", self.sizes, number=True).items()}
-                loaded = bundled_task(task, model.tokenizer, domain=domain or None, seed=seed, sizes=sizes)
-            tasks.append(loaded)
-        return tasks
-
-    def build_one(self, model: Model, seed: int) -> Classification:
-        """The only task. Raises BadInput."""
-        tasks = self.build(model, seed)
-        if len(tasks) > 1:
-            raise BadInput(f"--task {self.name} names {len(tasks)} tasks, and this is done for one")
-        return tasks[0]
 
 
 @app.command()
@@ -89,9 +38,7 @@ def finetune(
     model: ModelName,
     task: TaskName,
     to: Out,
-    optimizer: Annotated[
-        Literal["sgd", "adamw", "adamw-l1"], typer.Option(help="adamw-l1 pays for what it moves.")
-    ] = "sgd",
+    optimizer: OptimizerName = "sgd",
     learning_rate: Annotated[float | None, typer.Option(show_default="by optimizer")] = None,
     steps: Annotated[int, typer.Option(min=1)] = 200,
     batch: Annotated[int, typer.Option(min=1)] = 32,
@@ -111,7 +58,6 @@ def finetune(
     require_free(to)
     options = TaskOptions(task, template, words, ood, sizes)
 
-    from interp.runs import save_run
     from interp.skills import finetune as tuning
 
     started = datetime.now(timezone.utc)
@@ -132,23 +78,10 @@ def finetune(
             checkpoint_every=checkpoint_every,
             progress=report,
         )
-    scores = []
-    for each in tasks:
-        for split in ("test", "ood"):
-            if split in each.splits:
-                before, after = each.accuracy(loaded, split), each.accuracy(result.model, split)
-                scores.append({"task": each.name, "split": split, "before": before, "after": after})
-    save_run(
-        to,
-        kind="skill-fine-tuning",
-        parameters={**result.parameters, "scores": scores},
-        model=result.pre,
-        seed=seed,
-        frame=result.frame,
-        files={MODEL_FOLDER: lambda folder: _save_model(result.model, folder)},
-        started=started,
-    )
-    _show("accuracy before and after fine-tuning", scores, {"run": str(to), "model": str(to / MODEL_FOLDER)}, json)
+    result = replace(result, scores=tuning.accuracies(loaded, result.model, tasks))
+    result.save(to, started)
+    written = {"run": str(to), "model": str(to / tuning.MODEL_FOLDER)}
+    _show("accuracy before and after fine-tuning", result.scores.to_dict("records"), written, json)
 
 
 @app.command()
@@ -178,7 +111,6 @@ def localize(
     require_free(to)
     options = TaskOptions(task, template, words, ood, sizes)
 
-    from interp.runs import save_run
     from interp.skills import localize as localization
     from interp.skills.selection import check_share
 
@@ -201,19 +133,10 @@ def localize(
             seed=seed,
             progress=report,
         )
-    history = result.history.to_dict("records")
-    save_run(
-        to,
-        kind="skill-localization",
-        parameters={**result.parameters, "fine_tuned": ft.spec.name, "history": history},
-        model={**pre.spec.as_dict(), "fingerprint": pre.fingerprint},
-        seed=seed,
-        frame=result.frame,
-        files={MASK_FILE: result.mask.save},
-        started=started,
-    )
+    result.save(to, started)
     title = f"{result.mask!r}; the mask of step {result.mask.metadata['step']} is kept"
-    _show(title, history, {"run": str(to), "mask": str(to / MASK_FILE)}, json)
+    written = {"run": str(to), "mask": str(to / localization.MASK_FILE)}
+    _show(title, result.history.to_dict("records"), written, json)
 
 
 @app.command()
@@ -231,12 +154,13 @@ def graft(
     require_free(to)
     from interp.runs import staged
     from interp.skills.mask import union
+    from interp.skills.pairs import write_model
 
     united = union([_read(each) for each in mask])
     pre, ft = _load_pair(model, tuned, device, dtype)
     grafted = united.apply(pre, ft, transfer=transfer)
     with staged(to) as folder:
-        _save_model(grafted, folder)
+        write_model(grafted, folder)
     row = {"parameters": len(united), "of": united.size, "share": united.sparsity, "fingerprint": grafted.fingerprint}
     _show(f"grafted {ft.spec.name} onto {pre.spec.name}", [row], {"model": str(to)}, json)
 
@@ -290,20 +214,78 @@ def evaluate(
 
 
 @app.command()
-def overlap(mask: Masks, json: Json = False) -> None:
+def overlap(
+    mask: Masks,
+    to: Annotated[Path | None, typer.Option("--out", help="Folder of the new run.", show_default="none")] = None,
+    json: Json = False,
+) -> None:
     """How many entries masks share, and which share of each lies in each other."""
+    if to is not None:
+        require_free(to)
     from interp.skills import multitask
 
     masks = {_label(each, mask): _read(each) for each in mask}
     if len(masks) < len(mask):
         raise BadInput(f"--mask names the same mask twice: {', '.join(map(str, mask))}")
     result = multitask.overlap(masks)
+    if to is not None:
+        result.save(to)
     if json:
         pairs = {f"{a} & {b}": len(masks[a] & masks[b]) for a, b in combinations(masks, 2)}
         emit({"masks": list(masks), "matrix": result.matrix, "shared": pairs, "pairs": result.frame.to_dict("records")})
         return
     frame = result.frame
     show_frame("shared entries of each pair of masks", frame[frame["mask"] != frame["other"]])
+    if to is not None:
+        out.print(f"Run: {to}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def continual(
+    model: ModelName,
+    task: TaskName,
+    to: Out,
+    sparsity: Annotated[float, typer.Option(help="Share of the trainable parameters kept of each task.")] = 1e-2,
+    steps: Annotated[int, typer.Option(help="Of every fine-tuning.", min=1)] = 200,
+    batch: Annotated[int, typer.Option(min=1)] = 32,
+    mask_steps: Annotated[int, typer.Option(help="Of every localization; 0 takes what moved most.", min=0)] = 20,
+    optimizer: OptimizerName = "sgd",
+    template: Template = "",
+    words: Words = "",
+    ood: Ood = None,
+    sizes: Sizes = "",
+    device: Device = None,
+    dtype: DType = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Learn tasks one after the other (topic+sentiment): whole, and keeping of each only a localized region."""
+    require_free(to)
+    options = TaskOptions(task, template, words, ood, sizes)
+
+    from interp.skills import multitask
+    from interp.skills.selection import check_share
+
+    check_share(sparsity)
+    started = datetime.now(timezone.utc)
+    loaded = load_model(model, device=device, dtype=dtype)
+    with progress("learning") as report:
+        result = multitask.continual(
+            loaded,
+            options.build(loaded, seed),
+            tuning={"optimizer": optimizer, "steps": steps, "batch": batch},
+            localizing={"sparsity": sparsity, "steps": mask_steps},
+            seed=seed,
+            progress=report,
+        )
+    result.save(to, started)
+    if json:
+        forgotten = result.forgetting.to_dict("records")
+        emit({"run": str(to), "rows": result.frame.to_dict("records"), "forgetting": forgotten})
+        return
+    show_frame(f"{loaded.spec.name}: accuracy after each task", result.frame)
+    show_frame("how far accuracy fell from when the task had just been learned", result.forgetting)
+    out.print(f"Run: {to}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _label(path: Path, every: list[Path]) -> str:
@@ -317,6 +299,7 @@ def _label(path: Path, every: list[Path]) -> str:
 
 
 def _read(path: Path) -> GraftMask:
+    from interp.skills.localize import MASK_FILE
     from interp.skills.mask import GraftMask
 
     return GraftMask.load(path / MASK_FILE if path.is_dir() else path)
@@ -324,27 +307,15 @@ def _read(path: Path) -> GraftMask:
 
 def _load_pair(model: str, tuned: str, device: str | None, dtype: str | None) -> tuple[Model, Model]:
     """Both models; a run of `finetune` stands for the model in it."""
+    from interp.skills.finetune import MODEL_FOLDER
+    from interp.tracing.loading import wrap
+
     inside = Path(tuned) / MODEL_FOLDER
     pre = load_model(model, device=device, dtype=dtype)
-    return pre, load_model(str(inside) if inside.is_dir() else tuned, device=device, dtype=dtype)
-
-
-def _save_model(model: Model, folder: Path) -> None:
-    hf: Any = model.hf
-    hf.save_pretrained(folder)
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
-
-
-def _pairs(option: str, text: str, number: bool = False) -> dict[str, str]:
-    """`"a=1,b=2"` as a mapping. Raises BadInput naming the option."""
-    pairs = {}
-    for part in filter(None, map(str.strip, text.split(","))):
-        key, equals, value = part.partition("=")
-        if not equals or not value or (number and not value.isdigit()):
-            raise BadInput(f"{option} {text!r} is not a list such as {'train=512,test=256' if number else 'yes=true'}")
-        pairs[key.strip()] = value.strip()
-    return pairs
+    if not inside.is_dir():
+        return pre, load_model(tuned, device=device, dtype=dtype)
+    ft = load_model(str(inside), device=device, dtype=dtype)
+    return pre, wrap(ft.hf, tokenizer=ft.tokenizer, name=Path(tuned).name)  # every run calls its model "model"
 
 
 def _show(title: str, rows: list[dict[str, Any]], written: dict[str, str], json: bool) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import BadInput, choose
-from interp.runs import Run, save_run
+from interp.runs import Run, load_run, save_run
 from interp.skills.baselines import baseline_mask
 from interp.skills.calibration import confidences, expected_calibration_error, reliability
 from interp.skills.mask import GraftMask
@@ -30,6 +31,8 @@ BASELINES = ("random", "magnitude", "movement", "bias", "lottery ticket")
 """Of the same budget: see `baseline_mask`; a lottery ticket has zeros outside the localised mask."""
 PRE, FT = "pre-trained", "fine-tuned"
 ADAPTIVE_BINS = 15
+MODELS = ["method", "budget", "seed", "parameters"]
+"""What is said of every model."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,27 @@ class Evaluation:
             started=started,
         )
 
-    def plot(self, what: Literal["budget", "reliability"] = "budget", split: str = "test") -> go.Figure:
-        """Accuracy against budget, one line a method; or confidence against accuracy of the localised models."""
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "skill-evaluation")
+        splits = list(run.frame.split.unique())
+        models = run.frame.loc[run.frame.split == splits[0], MODELS].reset_index(drop=True)
+        logits = {split: run.array(f"logits_{split}", len(models), None, None) for split in splits}
+        targets = {split: run.array(f"targets_{split}", logits[split].shape[1]) for split in splits}
+        return cls(models, logits, targets, run.record.model, run.record.parameters, run.record.seed)
+
+    def plot(self, what: Literal["accuracy", "gain", "reliability"] = "accuracy", split: str = "test") -> go.Figure:
+        """Accuracy, or the share of the gain, against budget, a line a method; or confidence against accuracy.
+
+        Raises BadInput for a split that nothing was evaluated on.
+        """
         from interp.plots.skills import budget_curves, reliability_diagram
 
-        return budget_curves(self, split) if what == "budget" else reliability_diagram(self, split)
+        return reliability_diagram(self, split) if what == "reliability" else budget_curves(self, what, split)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{self.frame.to_html(index=False)}"
 
 
 def evaluate(
@@ -178,7 +197,7 @@ def evaluate(
     rows = [(PRE, 0.0, 0, 0), (FT, 1.0, 0, max((c.mask.size for c in candidates), default=0))]
     rows += [(c.method, c.budget, c.seed, len(c.mask)) for c in candidates]
     return Evaluation(
-        models=pd.DataFrame(rows, columns=["method", "budget", "seed", "parameters"]),
+        models=pd.DataFrame(rows, columns=MODELS),
         logits={split: np.stack([each[split] for each in collected]) for split in splits},
         targets={split: np.array(of_split.targets) for split, of_split in examples.items()},
         model={**pre.spec.as_dict(), "fingerprint": pre.fingerprint},

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from html import escape
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -18,10 +21,18 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from interp.errors import BadInput, UnreadableFile, choose
-from interp.runs import require_writable, staged
-from interp.skills.pairs import independent_copy, refuse_encoder, trainable
+from interp.runs import Run, load_run, require_writable, save_run, staged
+from interp.skills.pairs import independent_copy, refuse_encoder, trainable, write_model
+from interp.stats import wilson_interval
 from interp.tasks.classification import Classification, Examples, label_logits
+from interp.tracing.loading import load
 from interp.tracing.model import Model
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+MODEL_FOLDER = "model"
+"""Of a run: the fine-tuned model, which `interp.load` reads."""
 
 Optimizer = Literal["sgd", "adamw", "adamw-l1"]
 LEARNING_RATES: dict[Optimizer, float] = {"sgd": 0.3, "adamw": 1e-3, "adamw-l1": 1e-3}
@@ -35,20 +46,59 @@ MOVEMENT_PENALTY = 1e-3
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FineTuning:
-    """A fine-tuned `model`; `losses` has one row a step: step, task, loss."""
+    """A fine-tuning: the model it made, or the folder that holds it, and `losses`, a row a step: step, task, loss.
 
-    model: Model
+    `scores` has a row a task and split: the accuracy before and after, n; none where it was not measured. `pre` says
+    which model was fine-tuned.
+    """
+
+    tuned: Model | Path
     losses: pd.DataFrame
     parameters: Mapping[str, Any]
     pre: Mapping[str, Any] = field(default_factory=dict)
+    scores: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __repr__(self) -> str:
         tasks = ", ".join(self.parameters["tasks"])
-        return f"FineTuning({self.model.spec.name}: {self.parameters['steps']} steps on {tasks})"
+        return f"FineTuning({self.pre.get('name')}: {self.parameters['steps']} steps on {tasks})"
+
+    @cached_property
+    def model(self) -> Model:
+        """The fine-tuned model; one on disk is loaded when it is first asked for. Raises as `interp.load` does."""
+        return load(str(self.tuned)) if isinstance(self.tuned, Path) else self.tuned
 
     @property
     def frame(self) -> pd.DataFrame:
         return self.losses
+
+    def plot(self) -> go.Figure:
+        """Loss against step, a colour a task."""
+        from interp.plots.skills import loss_curves
+
+        return loss_curves(self.losses, title=f"{self.pre.get('name')} taught {', '.join(self.parameters['tasks'])}")
+
+    def save(self, path: str | Path, started: datetime | None = None) -> Run:
+        """Write a run folder with the fine-tuned model in it. Raises UnwritableOutput."""
+        return save_run(
+            path,
+            kind="skill-fine-tuning",
+            parameters=self.parameters,
+            model=self.pre,
+            seed=int(self.parameters["seed"]),
+            frame=self.losses,
+            files={"scores.parquet": self.scores.to_parquet, MODEL_FOLDER: lambda to: write_model(self.model, to)},
+            started=started,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> FineTuning:
+        """Read what `save` wrote, but for the model. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "skill-fine-tuning")
+        record = run.record
+        return cls(run.path / MODEL_FOLDER, run.frame, record.parameters, record.model, run.table("scores"))
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{self.scores.to_html(index=False)}"
 
 
 def finetune(
@@ -113,6 +163,23 @@ def finetune(
         "seed": seed,
     }
     return FineTuning(tuned, pd.DataFrame(rows), parameters, {**model.spec.as_dict(), "fingerprint": model.fingerprint})
+
+
+def accuracies(pre: Model, ft: Model, tasks: Sequence[Classification]) -> pd.DataFrame:
+    """Accuracy of both models on the test and out-of-domain examples of each task, with Wilson's intervals (95 %).
+
+    Columns: task, split, before, before_low, before_high, after, after_low, after_high, n.
+    """
+    rows = []
+    for task in tasks:
+        for split in (split for split in ("test", "ood") if split in task.splits):
+            row: dict[str, Any] = {"task": task.name, "split": split}
+            for when, model in (("before", pre), ("after", ft)):
+                n = len(task[split])
+                right = wilson_interval(round(task.accuracy(model, split) * n), n)
+                row |= {when: right.estimate, f"{when}_low": right.low, f"{when}_high": right.high, "n": n}
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def task_loss(model: Model, task: Classification, examples: Examples) -> Tensor:

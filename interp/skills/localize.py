@@ -7,14 +7,18 @@ computed one module at a time, and a parameter's gradient is used up as soon as 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from interp.errors import BadInput
+from interp.runs import Run, load_run, save_run
 from interp.skills.finetune import batches, task_loss
 from interp.skills.mask import GraftMask
 from interp.skills.pairs import check_pair, refuse_encoder, trainable
@@ -23,6 +27,11 @@ from interp.skills.selection import budget, largest, movement
 from interp.tasks.classification import Classification
 from interp.tracing.model import Model
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+MASK_FILE = "mask.safetensors"
+"""Of a run."""
 SPARSITY = 1e-4
 SIGMOID_BIAS = 10.0
 LEARNING_RATE = 1e7
@@ -32,11 +41,15 @@ STEPS = 100
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Localization:
-    """A `mask` and its `history`: one row a measured step, with loss and accuracy of the grafted model."""
+    """A `mask` and its `history`: one row a measured step, with loss and accuracy of the grafted model.
+
+    `model` says which pre-trained model the mask is of.
+    """
 
     mask: GraftMask
     history: pd.DataFrame
     parameters: Mapping[str, Any]
+    model: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Localization({self.parameters['task']}: {self.mask!r})"
@@ -45,6 +58,36 @@ class Localization:
     def frame(self) -> pd.DataFrame:
         """Where the mask's entries are, one row a parameter."""
         return self.mask.breakdown()
+
+    def plot(self, what: Literal["shares", "enrichment"] = "shares") -> go.Figure:
+        """Which share of the mask each layer and module has, beside a random mask's; or a map of both at once."""
+        from interp.plots.graft_masks import enrichment_map, mask_shares
+
+        name = f"{self.parameters['task']}, {self.model.get('name')}"
+        return mask_shares(self.mask, name) if what == "shares" else enrichment_map(self.mask, name)
+
+    def save(self, path: str | Path, started: datetime | None = None) -> Run:
+        """Write a run folder with the mask in it. Raises UnwritableOutput."""
+        return save_run(
+            path,
+            kind="skill-localization",
+            parameters=self.parameters,
+            model=self.model,
+            seed=int(self.parameters["seed"]),
+            frame=self.frame,
+            files={MASK_FILE: self.mask.save, "history.parquet": self.history.to_parquet},
+            started=started,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Localization:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "skill-localization")
+        mask = GraftMask.load(run.path / MASK_FILE)
+        return cls(mask, run.table("history"), run.record.parameters, run.record.model)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{self.history.to_html(index=False)}"
 
 
 def localize(
@@ -83,6 +126,7 @@ def localize(
     parameters = {
         "task": task.name,
         "task_parameters": dict(task.parameters),
+        "fine_tuned": ft.spec.name,
         "sparsity": sparsity,
         "budget": k,
         "steps": steps,
@@ -94,9 +138,11 @@ def localize(
         "seed": seed,
     }
 
+    of = {"model": pre.spec.name}
+
     def masked(indices: Mapping[str, Tensor], step: int) -> GraftMask:
         shapes = {name: tuple(parameter.shape) for name, parameter in ours.items()}
-        return GraftMask(indices, shapes, pre.fingerprint, ft.fingerprint, {**parameters, "step": step})
+        return GraftMask(indices, shapes, pre.fingerprint, ft.fingerprint, {**parameters, **of, "step": step})
 
     base = largest(movement(ours, theirs), k)
     best = masked(base, 0)
@@ -112,7 +158,8 @@ def localize(
             if _better(history):
                 best = now
         progress(step, steps)
-    return Localization(best, pd.DataFrame(history), parameters)
+    about = {**pre.spec.as_dict(), "fingerprint": pre.fingerprint}
+    return Localization(best, pd.DataFrame(history), parameters, about)
 
 
 def mask_step(relaxed: Relaxation, task: Classification, drawn: list[Any], rate: float) -> float:

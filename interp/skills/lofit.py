@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -22,10 +23,10 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import BadInput, choose
-from interp.heads.formats import write_mask
+from interp.heads.formats import read_mask, write_mask
 from interp.heads.mask import Head, HeadMask
 from interp.heads.scores import model_record
-from interp.runs import Run, save_run
+from interp.runs import Run, load_run, save_run
 from interp.skills.lofit_baselines import fit_lora, iti_offsets, require_peft
 from interp.skills.lofit_heads import all_heads, check_count, fit_offsets, random_heads, select_heads
 from interp.skills.lofit_offsets import HeadOffsets
@@ -84,20 +85,35 @@ class Lofit:
         chosen = self.frame.condition == condition
         return self.right[chosen if count is None else chosen & (self.frame.heads == count)]
 
-    def plot(self) -> go.Figure:
-        """Accuracy against the number of heads, beside the controls."""
-        from interp.plots.lofit import accuracy_by_heads
+    @property
+    def by_head(self) -> pd.DataFrame:
+        """One row a head, the strongest first: how much it pays to change it.
 
-        return accuracy_by_heads(self.frame, title=f"{self.parameters['skill']}, {self.model['name']}")
+        `strength` is the norm of the head's scale A: mean, low and high are mean, lowest and highest of the seeds, n
+        their number. `selected` is the share of seeds in which the head was among those that were chosen.
+        """
+        scores = np.stack([mask.scores for mask in self.selections.values()])
+        chosen = np.stack([mask.selected for mask in self.selections.values() if mask.selected is not None])
+        layer, head = np.divmod(np.arange(scores[0].size), scores.shape[2])
+        columns = {"layer": layer, "head": head, "strength": scores.mean(0).ravel(), "low": scores.min(0).ravel()}
+        columns |= {"high": scores.max(0).ravel(), "selected": chosen.mean(0).ravel()}
+        frame = pd.DataFrame(columns).assign(n=len(scores))
+        return frame.sort_values(["strength", "layer", "head"], ascending=[False, True, True], ignore_index=True)
+
+    def plot(self, what: Literal["accuracy", "heads"] = "accuracy") -> go.Figure:
+        """Accuracy against the number of heads, beside the controls; or a map of which heads were selected."""
+        from interp.plots.lofit import accuracy_by_heads, strength_map
+
+        title = f"{self.parameters['skill']}, {self.model['name']}"
+        return accuracy_by_heads(self.frame, title) if what == "accuracy" else strength_map(self.by_head, title)
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
-        """Write a run folder, with offsets and selection of the first seed beside it. Raises UnwritableOutput."""
-        first = self.parameters["seeds"][0]
+        """Write a run folder, with the offsets and every seed's selection beside it. Raises UnwritableOutput."""
         files: dict[str, Callable[[Path], object]] = {
             f"offsets-{count}.safetensors": offsets.save for count, offsets in self.offsets.items()
         }
-        files["heads.json"] = lambda file: write_mask(self.selections[first], file)
-        scores = np.stack([mask.scores for mask in self.selections.values()])
+        for s, mask in self.selections.items():
+            files[_heads_file(s)] = partial(write_mask, mask)
         return save_run(
             path,
             kind="lofit",
@@ -105,13 +121,29 @@ class Lofit:
             model=self.model,
             seed=int(self.parameters["seed"]),
             frame=self.frame,
-            arrays={"right": self.right, "selection_scores": scores},
+            arrays={"right": self.right},
             files=files,
             started=started,
         )
 
+    @classmethod
+    def load(cls, path: str | Path) -> Lofit:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "lofit")
+        about = run.record.parameters
+        layers, heads = run.heads
+        selections = {int(s): read_mask(run.path / _heads_file(s), layers=layers, heads=heads) for s in about["seeds"]}
+        offsets = {int(count): HeadOffsets.load(run.path / f"offsets-{count}.safetensors") for count in about["counts"]}
+        right = run.array("right", len(run.frame), None)
+        return cls(run.frame, right, selections, offsets, run.record.model, about)
+
     def _repr_html_(self) -> str:
         return self.frame.to_html(index=False)
+
+
+def _heads_file(seed: int) -> str:
+    """Of a run: the scores of all heads and the selected ones, as a mask file."""
+    return f"heads-{seed}.json"
 
 
 def lofit(

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from scipy.stats import hypergeom
 from torch import Tensor
 
 from interp.errors import BadInput, MaskMismatch, UnreadableFile
@@ -24,6 +25,8 @@ from interp.skills.pairs import check_pair, independent_copy
 from interp.tracing.model import Model
 
 SCHEMA = "interp-graft/1"
+INT32 = torch.iinfo(torch.int32).max
+"""Up to which an index takes four bytes in a file."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -161,7 +164,8 @@ class GraftMask:
     def breakdown(self) -> pd.DataFrame:
         """Where the entries are: one row a parameter, with its layer, module, share and enrichment.
 
-        `share` is of the mask, `density` of the parameter, `enrichment` the density over the whole mask's.
+        `share` is of the mask, `by_chance` that of a random mask on average, `density` of the parameter, `enrichment`
+        the density over the whole mask's.
         """
         rows = []
         for name, shape in self.shapes.items():
@@ -175,17 +179,29 @@ class GraftMask:
                     "chosen": chosen,
                     "size": size,
                     "share": chosen / max(len(self), 1),
+                    "by_chance": size / self.size,
                     "density": chosen / size,
                     "enrichment": chosen / size / self.sparsity if len(self) else np.nan,
                 }
             )
         return pd.DataFrame(rows)
 
+    def shares(self, by: Literal["layer", "module"]) -> pd.DataFrame:
+        """Which share of the mask each layer or module has: one row each, in the order of the model.
+
+        Columns: `by`, chosen, size, share, by_chance, chance_low and chance_high: the mean, and where 95 % lie, of
+        masks of as many parameters drawn at random (hypergeometric). Layer -1 is outside the blocks.
+        """
+        table = self.breakdown().groupby(by, sort=False, as_index=False)[["chosen", "size", "share", "by_chance"]].sum()
+        bounds = hypergeom.ppf([[0.025], [0.975]], self.size, table["size"].to_numpy(), len(self)) / max(len(self), 1)
+        return table.assign(chance_low=bounds[0], chance_high=bounds[1])
+
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all. Raises UnwritableOutput."""
         header = {"schema": SCHEMA, "shapes": self.shapes, "pre": self.pre, "ft": self.ft, "metadata": self.metadata}
         with staged(path) as file:
-            file.write_bytes(save(dict(self.indices), {"graft": json.dumps(header)}))
+            small = {name: i.int() if prod(self.shapes[name]) <= INT32 else i for name, i in self.indices.items()}
+            file.write_bytes(save(small, {"graft": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: str | Path) -> GraftMask:
@@ -193,7 +209,7 @@ class GraftMask:
         try:
             with safe_open(str(path), "pt") as file:
                 header = json.loads((file.metadata() or {})["graft"])
-                indices = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                indices = {name: file.get_tensor(name).long() for name in file.keys()}  # noqa: SIM118
             if header["schema"] != SCHEMA:
                 raise ValueError(f"its schema is {header['schema']!r}, and this version reads {SCHEMA!r}")
             shapes = {name: tuple(map(int, shape)) for name, shape in header["shapes"].items()}

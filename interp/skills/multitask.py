@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import BadInput
-from interp.runs import Run, save_run
+from interp.runs import Run, load_run, save_run
 from interp.skills.finetune import finetune
 from interp.skills.localize import localize
 from interp.skills.mask import GraftMask, union
-from interp.stats import Interval, bootstrap_interval
+from interp.stats import Interval, bootstrap_interval, wilson_interval
 from interp.tasks.classification import Classification
 from interp.tracing.model import Model
 
@@ -29,11 +30,13 @@ class Overlap:
     """Shared entries of masks, `shared[i, j]` = |i ∩ j|; `matrix[i, j]` is their share of mask j.
 
     So a column says how much of its mask lies in each other one, and transposed entries differ where budgets do.
+    `size` is how many parameters could be grafted, `model` says of which pre-trained model.
     """
 
     names: tuple[str, ...]
     shared: np.ndarray
     size: int
+    model: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Overlap({', '.join(self.names)}: {self.matrix.round(3).tolist()})"
@@ -43,12 +46,19 @@ class Overlap:
         return np.asarray(self.shared / np.maximum(np.diag(self.shared), 1)[None, :])
 
     @property
+    def by_chance(self) -> np.ndarray:
+        """What the matrix would be on average if every other mask were drawn at random."""
+        by_chance = np.repeat(np.diag(self.shared)[:, None] / self.size, len(self.names), axis=1)
+        np.fill_diagonal(by_chance, 1.0)
+        return np.asarray(by_chance)
+
+    @property
     def frame(self) -> pd.DataFrame:
         """One row an ordered pair: the shared entries, their share of the second mask, and that expected by chance."""
-        sizes = np.diag(self.shared)
+        sizes, chance = np.diag(self.shared), self.by_chance
         return pd.DataFrame(
             [
-                (a, b, int(self.shared[i, j]), self.matrix[i, j], sizes[i] / self.size, int(sizes[i]), int(sizes[j]))
+                (a, b, int(self.shared[i, j]), self.matrix[i, j], chance[i, j], int(sizes[i]), int(sizes[j]))
                 for i, a in enumerate(self.names)
                 for j, b in enumerate(self.names)
             ],
@@ -57,9 +67,33 @@ class Overlap:
 
     def plot(self) -> go.Figure:
         """Heat map of the matrix."""
-        from interp.plots.skills import overlap_map
+        from interp.plots.graft_masks import overlap_map
 
         return overlap_map(self)
+
+    def save(self, path: str | Path, started: datetime | None = None) -> Run:
+        """Write a run. Raises UnwritableOutput."""
+        return save_run(
+            path,
+            kind="skill-overlap",
+            parameters={"masks": list(self.names), "size": self.size},
+            model=self.model,
+            seed=0,
+            frame=self.frame,
+            arrays={"shared": self.shared},
+            started=started,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Overlap:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "skill-overlap")
+        names = tuple(map(str, run.record.parameters["masks"]))
+        shared = run.array("shared", len(names), len(names))
+        return cls(names, shared, int(run.record.parameters["size"]), run.record.model)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{self.frame.to_html(index=False)}"
 
 
 def overlap(masks: Mapping[str, GraftMask]) -> Overlap:
@@ -68,7 +102,8 @@ def overlap(masks: Mapping[str, GraftMask]) -> Overlap:
         raise BadInput(f"an overlap takes two masks or more, not {len(masks)}")
     each = list(masks.values())
     shared = np.array([[len(a & b) for b in each] for a in each])
-    return Overlap(tuple(masks), shared, each[0].size)
+    about = {"name": each[0].metadata.get("model", "the pre-trained model"), "fingerprint": each[0].pre}
+    return Overlap(tuple(masks), shared, each[0].size, about)
 
 
 def overlap_difference(overlaps: Sequence[Overlap], related: Sequence[tuple[str, str]], seed: int = 0) -> pd.DataFrame:
@@ -120,7 +155,11 @@ def relative_gains(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Continual:
-    """Accuracy on every task after each stage of learning them one after the other, two ways."""
+    """Accuracy on every task after each stage of learning them one after the other, two ways.
+
+    `frame` has a row a method, stage and task: stage 0 is the model before it learned anything, `learned` the task of
+    the stage, `accuracy` that on the test examples, with Wilson's interval and n.
+    """
 
     frame: pd.DataFrame
     model: Mapping[str, Any]
@@ -153,6 +192,21 @@ class Continual:
             started=started,
         )
 
+    @classmethod
+    def load(cls, path: str | Path) -> Continual:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "skill-continual")
+        return cls(run.frame, run.record.model, run.record.parameters, run.record.seed)
+
+    def plot(self) -> go.Figure:
+        """Accuracy on every task after each stage, a panel a task."""
+        from interp.plots.skills import continual_curves
+
+        return continual_curves(self)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{self.frame.to_html(index=False)}"
+
 
 def continual(
     pre: Model,
@@ -171,19 +225,30 @@ def continual(
     if len(tasks) < 2:
         raise BadInput(f"learning one task after another takes two or more, not {len(tasks)}")
     tuning, localizing = dict(tuning or {}), dict(localizing or {})
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def measured(model: Model) -> list[dict[str, Any]]:
+        found = []
+        for task in tasks:
+            n = len(task["test"])
+            right = wilson_interval(round(task.accuracy(model) * n), n)
+            found.append({"task": task.name, "accuracy": right.estimate, "low": right.low, "high": right.high, "n": n})
+        return found
+
+    before = measured(pre)
     for number, method in enumerate(("sequential", "grafting")):
         model = pre
-        for stage, task in enumerate(tasks):
+        rows += [{"method": method, "stage": 0, "learned": "", **row} for row in before]
+        for stage, task in enumerate(tasks, 1):
             tuned = finetune(model, task, seed=seed, **tuning).model
             if method == "grafting":
                 mask = localize(model, tuned, task, seed=seed, **localizing).mask
                 tuned = mask.apply(model, tuned)
             model = tuned
-            rows += [(method, stage + 1, task.name, other.name, other.accuracy(model)) for other in tasks]
-            progress(number * len(tasks) + stage + 1, 2 * len(tasks))
+            rows += [{"method": method, "stage": stage, "learned": task.name, **row} for row in measured(model)]
+            progress(number * len(tasks) + stage, 2 * len(tasks))
     return Continual(
-        pd.DataFrame(rows, columns=["method", "stage", "learned", "task", "accuracy"]),
+        pd.DataFrame(rows),
         {**pre.spec.as_dict(), "fingerprint": pre.fingerprint},
         {"tasks": [task.name for task in tasks], "tuning": tuning, "localizing": localizing},
         seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,6 +64,14 @@ def same_storage_copy(model: Model) -> Model:
     """Another module tree over the very same weights, so that it can be changed without changing the model's."""
     shared: Any = {id(t): t for t in itertools.chain(model.hf.parameters(), model.hf.buffers())}
     return wrap(copy.deepcopy(model.hf, shared), tokenizer=model.tokenizer, name=model.spec.name)
+
+
+def write_model(model: Model, folder: Path) -> None:
+    """Write the weights, and the tokenizer where there is one, as a folder that `interp.load` reads."""
+    hf: Any = model.hf
+    hf.save_pretrained(folder)
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from interp.skills.localize import Localization
+from interp.skills.multitask import Continual, Overlap
 from interp.tracing.loading import load
 
 SMALL = ("--sizes", "train=16,validation=4,test=8,ood=4")
@@ -44,13 +46,27 @@ def test_from_fine_tuning_to_a_graft_and_its_evaluation(
                        "--seeds", "0", "--out", tmp_path / "evaluation")  # fmt: skip
     assert evaluated.code == 0, evaluated.err
     assert "localized" in evaluated.out
-    both = interp("skill", "overlap", *mask, "--mask", tmp_path / "mask" / "mask.safetensors", "--json")
+    both = interp("skill", "overlap", *mask, "--mask", tmp_path / "mask" / "mask.safetensors", "--json",
+                  "--out", tmp_path / "overlap")  # fmt: skip
     assert both.code == 0, both.err
+    assert Overlap.load(tmp_path / "overlap").matrix.tolist() == both.json["matrix"]
+    assert Localization.load(tmp_path / "mask").parameters["fine_tuned"] == "tuned"
     assert both.json["matrix"] == [[1.0, 1.0], [1.0, 1.0]]
     refused = interp("skill", "graft", "pocket", "pocket", *mask, "--out", tmp_path / "other")
     assert refused.code == 2
     assert "fine-tuned model" in refused.err
     assert not (tmp_path / "other").exists()
+
+
+def test_learning_one_task_after_the_other_is_a_run(interp: Callable[..., Any], tmp_path: Path) -> None:
+    short = ("--steps", 1, "--batch", 2, "--mask-steps", 0, *SMALL)
+    done = interp("skill", "continual", "pocket", "--task", "topic+sentiment", *short, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "sequential" in done.out
+    assert Continual.load(tmp_path / "run").parameters["tasks"] == ["topic", "sentiment"]
+    alone = interp("skill", "continual", "pocket", "--task", "topic", *short, "--out", tmp_path / "other")
+    assert alone.code == 2
+    assert "two or more" in alone.err
 
 
 def test_bad_requests_are_refused_and_leave_nothing(interp: Callable[..., Any], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from interp.plots.lofit import accuracy_by_heads
+from interp.plots.lofit import accuracy_by_heads, strength_map
 from interp.plots.template import TEMPLATE
 
 
@@ -26,11 +26,11 @@ def test_curves_are_means_over_seeds_with_the_reach_of_their_intervals() -> None
     curves = {trace.name: trace for trace in figure.data}
     assert list(curves) == ["LoFiT: selected heads", "random heads"]
     chosen = curves["LoFiT: selected heads"]
-    assert list(chosen.x) == [1, 3]
+    assert [row[5] for row in chosen.customdata] == [1, 3] == [round(x) for x in chosen.x]
     assert [round(y, 6) for y in chosen.y] == [0.85, 0.85]
     assert [round(up, 6) for up in chosen.error_y.array] == [0.1, 0.1]
     assert [round(down, 6) for down in chosen.error_y.arrayminus] == [0.1, 0.1]
-    assert chosen.customdata[1][2:].tolist() == [96, 2, 40]
+    assert chosen.customdata[1][2:5].tolist() == [96, 2, 40]
     assert "parameters" in chosen.hovertemplate
 
 
@@ -40,4 +40,12 @@ def test_the_untouched_model_and_all_heads_are_levels() -> None:
     assert lines == {0.1, 0.95}
     assert {note.text for note in figure.layout.annotations} == {"untouched model", "all heads"}
     assert figure.layout.template == TEMPLATE
-    assert figure.layout.yaxis.title.text == "accuracy"
+    assert "accuracy" in figure.layout.yaxis.title.text
+
+
+def test_the_map_says_how_strong_a_head_is_and_how_often_it_was_selected() -> None:
+    heads = [(0, 0, 0.1, 0.0), (0, 1, 0.9, 1.0), (1, 0, 0.3, 0.5), (1, 1, 0.2, 0.0)]
+    frame = pd.DataFrame(heads, columns=["layer", "head", "strength", "selected"]).assign(low=0.0, high=1.0, n=2)
+    heat = strength_map(frame).data[0]
+    assert heat.z.tolist() == [[0.1, 0.9], [0.3, 0.2]]
+    assert heat.text.tolist() == [["", "100 %"], ["50 %", ""]]

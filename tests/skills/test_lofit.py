@@ -97,6 +97,23 @@ def test_a_study_is_a_run_whose_offsets_act_again(study: Lofit, model: interp.Mo
     first = study.right[(study.frame.condition == "lofit") & (study.frame.seed == SEEDS[0])][0]
     assert np.array_equal(SKILL.right(model, edits=offsets.edits(model)), first)
     assert "accuracy" in study._repr_html_()
+    again = Lofit.load(tmp_path / "run")
+    assert again.frame.equals(study.frame)
+    assert again.by_head.equals(study.by_head)
+    assert dict(again.parameters).items() >= {"skill": "constant", "counts": [1]}.items()
+    assert np.array_equal(again.offsets[1].vectors, study.offsets[1].vectors)
+    assert again.comparison().equals(study.comparison())
+    for what in ("accuracy", "heads"):
+        assert again.plot(what).to_json() == study.plot(what).to_json()
+
+
+def test_the_strength_of_a_head_is_the_mean_norm_of_its_scale_over_seeds(study: Lofit) -> None:
+    best = study.by_head.iloc[0]
+    assert (best.layer, best["head"]) == PLANTED
+    scores = np.array([mask.scores[PLANTED] for mask in study.selections.values()])
+    assert best.strength == pytest.approx(scores.mean())
+    assert (best.low, best.high, best.n) == (scores.min(), scores.max(), 3)
+    assert study.by_head.selected.tolist() == [1.0] + [0.0] * 7
 
 
 def test_the_interval_of_two_ways_covers_seeds_and_prompts() -> None:

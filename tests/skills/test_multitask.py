@@ -61,11 +61,13 @@ def test_learning_in_turn_measures_every_task_after_every_stage(
     result = continual(
         pocket, [topic, other], tuning={"steps": 1, "batch": 4}, localizing={"sparsity": 0.01, "steps": 0}
     )
-    assert len(result.frame) == 2 * 2 * 2
+    assert len(result.frame) == 2 * 3 * 2
+    assert set(result.frame[result.frame.stage == 0].query("task == 'topic'").accuracy) == {topic.accuracy(pocket)}
+    assert ((result.frame.low <= result.frame.accuracy) & (result.frame.accuracy <= result.frame.high)).all()
     assert set(result.frame.accuracy.between(0, 1)) == {True}
     by_hand = result.frame.query("method == 'sequential' and task == 'topic'").accuracy.tolist()
     row = result.forgetting.query("method == 'sequential' and task == 'topic'").iloc[0]
-    assert row["drop"] == pytest.approx(by_hand[0] - by_hand[-1])
+    assert row["drop"] == pytest.approx(by_hand[1] - by_hand[-1])
     assert load_run(result.save(tmp_path / "run").path).record.parameters["tasks"] == ["topic", "other"]
     with pytest.raises(BadInput, match="two or more"):
         continual(pocket, [topic])
