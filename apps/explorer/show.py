@@ -27,6 +27,7 @@ ROWS = 1_000
 """Of a table that are sent to the browser."""
 TOKENS = 400
 """Of a prompt that are shown."""
+TOOLBAR = {"displaylogo": False, "toImageButtonOptions": {"format": "svg"}}
 
 
 def text(value: object) -> str:
@@ -94,13 +95,8 @@ def refuse_unknown(key: str, names: Sequence[str], what: str) -> None:
 
 
 def figure(drawn: go.Figure, key: str, **more: Any) -> Any:
-    """A figure as the library drew it, but for the names of colour bars: above one they would take the map's room."""
-    import plotly.graph_objects as go
-
-    shown = go.Figure(drawn).update_traces(colorbar_title_side="right", selector={"type": "heatmap"})
-    if shown.layout.coloraxis.colorbar.title.text:
-        shown.update_layout(coloraxis_colorbar_title_side="right")
-    return st.plotly_chart(shown, key=key, theme=None, config={"displaylogo": False}, **more)
+    """A figure as the library drew it, with a toolbar that saves what is seen as SVG, which any browser can."""
+    return st.plotly_chart(drawn, key=key, theme=None, config=TOOLBAR, **more)
 
 
 def table(frame: pd.DataFrame, key: str, **more: Any) -> Any:

@@ -17,6 +17,8 @@ DIVERGING = "RdBu_r"
 SEQUENTIAL = "Viridis"
 
 _axis = {"gridcolor": "rgba(128, 128, 128, 0.25)", "linecolor": INK, "zerolinecolor": INK, "ticks": "outside"}
+_bar = {"colorbar": {"title": {"side": "right"}}}
+"""Above a colour bar its name would take the map's room."""
 
 TEMPLATE = go.layout.Template(
     layout={
@@ -28,7 +30,9 @@ TEMPLATE = go.layout.Template(
         "yaxis": _axis,
         "hoverlabel": {"namelength": -1},
         "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
-    }
+        "coloraxis": _bar,
+    },
+    data={"heatmap": [_bar], "scatter": [{"marker": _bar}]},
 )
 
 
