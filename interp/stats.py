@@ -93,6 +93,22 @@ def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interva
     return Interval(successes / trials, float(low), float(high), trials)
 
 
+def wilson_mean(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Wilson's interval around the mean of values between 0 and 1, such as the mean share right of several draws.
+
+    Such values vary no more than outcomes of 0 and 1 with the same mean do, for which the interval is made. Raises
+    BadInput on no values and on values that are not between 0 and 1.
+    """
+    shares = np.asarray(values, dtype=float)
+    if shares.ndim != 1 or len(shares) == 0 or not ((shares >= 0) & (shares <= 1)).all():
+        raise BadInput("a mean of shares needs at least one value, and all of them between 0 and 1")
+    _check_level(level)
+    n, mean, z = len(shares), float(shares.mean()), float(stats.norm.ppf((1 + level) / 2))
+    middle, half = mean + z**2 / (2 * n), z * np.sqrt(mean * (1 - mean) / n + (z / (2 * n)) ** 2)
+    low, high = (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
+    return Interval(mean, max(0.0, float(low)), min(1.0, float(high)), n)
+
+
 def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise BadInput(f"a confidence level lies between 0 and 1; got {level}")

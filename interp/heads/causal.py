@@ -23,7 +23,7 @@ from interp.heads.fed import Fed
 from interp.heads.perplexity import Reading, Windows, perplexity_record
 from interp.heads.scores import model_record
 from interp.runs import Journal, Run, load_run, save_run
-from interp.stats import wilson_interval
+from interp.stats import wilson_mean
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
 
@@ -114,8 +114,9 @@ class AblationReport:
         return frame.rename(columns={"kept": "times_baseline"} if self.measure == "perplexity" else {})
 
     def by_length_and_depth(self) -> pd.DataFrame:
-        """Recall of every condition at each length and depth of needle tests, random draws together, Wilson intervals.
+        """Recall of every condition at each length and depth of needle tests, with Wilson's intervals over the n tests.
 
+        Of several draws of random heads a test counts once, with the mean of its draws: they are no further tests.
         Raises BadInput for prompts whose metadata has no length and depth.
         """
         if missing := {"length", "depth"} - set(self.tests):
@@ -124,10 +125,11 @@ class AblationReport:
         cells = self.tests.groupby(["length", "depth"]).indices
         for (ablation, kind, removed), part in self.frame.groupby(["ablation", "heads", "removed"], sort=False):
             for (length, depth), tests in cells.items():
-                right = self.samples[part.index][:, tests, 0]
-                interval = wilson_interval(int(right.sum()), right.size)
+                right = self.samples[part.index][:, tests, 0].mean(0)
+                interval = wilson_mean(right)
                 row = {"ablation": ablation, "heads": kind, "removed": removed, "length": length, "depth": depth}
                 row |= {"recall": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}
+                row["draws"] = len(part)
                 rows.append(row)
         return pd.DataFrame(rows)
 

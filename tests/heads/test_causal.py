@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from einops import rearrange
@@ -11,10 +12,11 @@ import interp
 from interp.errors import BadInput
 from interp.heads.ablation import fit
 from interp.heads.answers import recall_under
-from interp.heads.causal import ablation_report, random_heads, removal_study
+from interp.heads.causal import AblationReport, ablation_report, random_heads, removal_study
 from interp.heads.chain_of_thought import chain_of_thought_influence
 from interp.heads.fed import Fed
 from interp.runs import Journal
+from interp.stats import wilson_interval
 from interp.tasks.prompts import PromptSet
 
 
@@ -157,6 +159,23 @@ def test_removal_takes_the_first_heads_of_the_ranking_and_controls_from_their_la
     assert set(study.frame.attention) == {"sdpa"}
     curve = next(trace for trace in study.plot().data if trace.name == "zero: chosen heads")
     np.testing.assert_allclose(curve.y[1:], chosen.recall[:3])
+
+
+def test_draws_of_random_heads_are_no_further_tests_in_the_map():
+    """Two tests and fifty draws: the interval is that of two tests, and no narrower for the draws."""
+    conditions = [{"ablation": "none", "heads": "none", "removed": 0}]
+    conditions += [{"ablation": "zero", "heads": "random", "removed": 1}] * 50
+    samples = np.ones((51, 2, 3))
+    samples[1:26, 0, 0] = 0
+    tests = pd.DataFrame({"length": [64, 64], "depth": [50.0, 50.0]})
+    report = AblationReport(pd.DataFrame(conditions), (), {}, {}, samples, tests)
+    cells = report.by_length_and_depth().set_index("heads")
+    assert cells.recall.to_dict() == {"none": 1.0, "random": 0.75}
+    assert cells.n.to_dict() == {"none": 2, "random": 2}
+    assert cells.draws.to_dict() == {"none": 1, "random": 50}
+    assert cells.low["none"] == pytest.approx(wilson_interval(2, 2).low)
+    assert cells.low["random"] < 0.25
+    assert cells.high["random"] > 0.97
 
 
 def test_a_ranking_shorter_than_what_is_to_be_removed_is_refused(llama, solvable):
