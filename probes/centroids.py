@@ -118,6 +118,8 @@ class Centroids:
                 success, failure, spread = (file.get_tensor(name) for name in ("success", "failure", "spread"))
             if about["schema"] != SCHEMA:
                 raise UnreadableFile(f"{path} has schema {about['schema']!r}; this version reads {SCHEMA!r}")
+            if success.ndim != 2 or failure.shape != success.shape or spread.shape != (2, len(success)):
+                raise UnreadableFile(f"{path} holds centroids of shapes {success.shape} and {failure.shape}")
             return cls(
                 success,
                 failure,

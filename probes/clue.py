@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from interp.errors import BadInput
+from interp.errors import BadInput, choose
 from interp.heads.scores import model_record
+from interp.runs import Run
 from interp.tracing.model import Model
-from probes.centroids import BASELINES, SITE, Centroids, RunningMeans, digest, require_author
+from probes.centroids import BASELINES, CENTROIDS_FILE, SITE, Centroids, RunningMeans, digest, require_author
 from probes.certainty import confidence
 from probes.reasoning import Missing, Reasoning, found
 from probes.traces import Experience
@@ -27,15 +28,20 @@ Progress = Callable[[int, int], None]
 
 PROJECTED = 1_000
 """At most this many deltas are kept to be drawn."""
+SHOWN = 2_000
+"""Characters of a response that are kept to be read: its last ones, where the answer is."""
+TRACES = "traces"
+"""The table of a run that holds `Scored.frame`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Scored:
     """Traces with their distances to centroids and with the baselines.
 
-    `frame`: one row a trace. `to_success` and `to_failure` `[trace layer]`. `projection` `[trace 2]` (NaN where not
-    kept): along the line from failure to success through both centroids, and along the principal component of what is
-    left; the centroids lie at plus and minus half their distance on the first axis. `places` counts found delimiters.
+    `frame`: one row a trace, with the end of its response as text where there is a tokenizer. `to_success` and
+    `to_failure` `[trace layer]`. `projection` `[trace 2]` (NaN where not kept): along the line from failure to success
+    through both centroids, and along the principal component of what is left; the centroids lie at plus and minus half
+    their distance on the first axis. `places` counts found delimiters.
     """
 
     frame: pd.DataFrame
@@ -44,7 +50,6 @@ class Scored:
     projection: np.ndarray
     centroids: Centroids
     places: Mapping[str, int]
-    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -66,11 +71,36 @@ class Scored:
         """The number of each trace's question, `[trace]`."""
         return pd.factorize(self.frame.question)[0]
 
+    def candidates(self, question: str) -> pd.DataFrame:
+        """The traces of one question, the one nearest to the success centroid first. Raises BadInput."""
+        rows = self.frame[self.frame.question == question]
+        if rows.empty:
+            raise BadInput(f"there is no question {question!r} here; {choose(question, self.frame.question.unique())}")
+        margin = rows.to_failure - rows.to_success
+        columns = ["answer", "correct", "to_success", "to_failure", "log_probability", "tokens", "response"]
+        return rows[columns].assign(margin=margin).sort_values("to_success", kind="stable", ignore_index=True)
+
     def plot(self) -> Any:
         """Deltas and centroids, projected."""
         from interp.plots.clue import projections
 
         return projections(self)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of a run that holds these traces; `files` are its further files."""
+        return {"to_success": self.to_success, "to_failure": self.to_failure, "projection": self.projection}
+
+    def files(self) -> dict[str, Callable[..., object]]:
+        return {f"{TRACES}.parquet": self.frame.to_parquet, CENTROIDS_FILE: self.centroids.save}
+
+    @classmethod
+    def of_run(cls, run: Run) -> Scored:
+        """The traces that a run holds. Raises UnreadableFile."""
+        frame, centroids = run.table(TRACES), Centroids.load(run.path)
+        shape = len(frame), len(centroids.success)
+        to_success, to_failure = (run.array(name, *shape) for name in ("to_success", "to_failure"))
+        places = run.record.parameters.get("found", {})
+        return cls(frame, to_success, to_failure, run.array("projection", len(frame), 2), centroids, places)
 
 
 def fit(
@@ -150,9 +180,10 @@ def score(
             "to_failure": to_failure.mean(1),
             "start_found": [places[i].start_found for i in kept],  # type: ignore[union-attr]
             "end_found": [places[i].end_found for i in kept],  # type: ignore[union-attr]
+            "response": [_ending(model.tokenizer, experience[i].tokens) for i in kept],
         }
     )
-    return Scored(frame, to_success, to_failure, projection, centroids, found(places), experience.seed)
+    return Scored(frame, to_success, to_failure, projection, centroids, found(places))
 
 
 def deltas(
@@ -206,6 +237,14 @@ def _shown(
         "log_probability": log_probability,
         "self_certainty": self_certainty,
     }
+
+
+def _ending(tokenizer: Any, tokens: Sequence[int]) -> str | None:
+    """The last characters of a response, and three dots for those before."""
+    if tokenizer is None:
+        return None
+    text = str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+    return text if len(text) <= SHOWN else f"…{text[-SHOWN:]}"
 
 
 def _project(values: np.ndarray, centroids: Centroids) -> np.ndarray:

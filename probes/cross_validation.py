@@ -64,6 +64,12 @@ class CrossValidation:
         """Which examples were classified rightly, `[example]`, 0 or 1."""
         return (self._of(labels, site).argmax(1) == self.labels[labels]).astype(float)
 
+    def strength(self, labels: str, site: str) -> float:
+        """The strength that most folds chose, of equals the most regularised. Raises BadInput."""
+        self._of(labels, site)
+        values, counts = np.unique(self.chosen[labels][self.sites.index(site)], return_counts=True)
+        return float(values[counts.argmax()])
+
     @cached_property
     def frame(self) -> pd.DataFrame:
         """One row a site, label set and metric."""

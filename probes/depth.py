@@ -26,10 +26,12 @@ from interp.tracing.sites import Site, expand
 from probes.activations import Activations, At, collect
 from probes.controls import bag_of_tokens, control_labels, shuffled_labels, untrained
 from probes.cross_validation import CrossValidation, cross_validate, prepared
+from probes.directions import Directions, fit_directions, packed, unpacked
 from probes.linear import STANDARD, ProbeSpec
 from probes.metrics import METRICS, PROBABILISTIC, resamples
 from probes.perturbations import Perturbation
 from probes.points import FLAT, JUMP, MARGIN, converging_points, jump_points, with_interval
+from probes.reading import Reading, examples, of_model, read_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -48,6 +50,7 @@ class ConceptDepth:
     `frame` has a row for every curve, layer and metric: `layer` counts from 0, `depth` is layer / layers; a site that
     exists once a model, and the bag of tokens, have layer -1. `correct` holds for every curve, in the order of
     `curves`, which examples were classified rightly, `[layer example]` (for drawn controls their mean over draws).
+    `directions` are the probes and the first draw of control probes fitted to all unperturbed examples.
     """
 
     frame: pd.DataFrame
@@ -55,6 +58,7 @@ class ConceptDepth:
     models: Mapping[str, Mapping[str, Any]]
     parameters: Mapping[str, Any]
     seed: int = 0
+    directions: tuple[Directions, ...] = ()
 
     def __repr__(self) -> str:
         names = ", ".join(f"{self.frame[name].nunique()} {name}s" for name in ("model", "dataset", "condition"))
@@ -96,7 +100,7 @@ class ConceptDepth:
             floor = self._of(curve, "majority") + margin
             drawn = resamples(right.shape[1], seed=self.seed) @ right.T / right.shape[1]
             row = {name: curve[name] for name in (*CURVE, "level") if name != "series"}
-            own = right.mean(1)[None]
+            own = right.mean(1, dtype=float)[None]
             both = np.concatenate([own, drawn])
             for name, points in (
                 ("jump", jump_points(both, jump)),
@@ -117,36 +121,52 @@ class ConceptDepth:
         """Accuracy under each perturbation minus that without, paired over examples."""
         return self._differences("condition", None, [REFERENCE], "shift", probes=True)
 
-    def plot(self, **which: str) -> go.Figure:
-        """Accuracy by relative depth, with intervals, controls, perturbations and converging points."""
+    def plot(self, **which: Any) -> go.Figure:
+        """Accuracy by relative depth, with intervals, controls, perturbations and converging points.
+
+        `metric`, `site`, `datasets`, `conditions` and `controls` say which curves (`interp.plots.probes.depth_curves`).
+        """
         from interp.plots.probes import depth_curves
 
         return depth_curves(self.frame, self.points(), **which)
+
+    def read(self, model: Model, text: str, dataset: str) -> Reading:
+        """What the probes of a data set say of a text at every layer, beside its control probes.
+
+        Raises BadInput for another model than theirs, and where the run keeps no probes.
+        """
+        own = tuple(each for each in self.directions if each.model == model.spec.name)
+        fingerprint = self.models.get(model.spec.name, {}).get("fingerprint")
+        chosen = of_model(model, own, dataset, fingerprint)
+        return read_text(model, text, chosen, self.parameters["at"], self.parameters["probe"])
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder: the table of curves, the tables of points and differences, all examples' outcomes."""
         derived = {"points": self.points(), "selectivity": self.selectivity(), "shifts": self.shifts()}
         first = next(iter(self.models.values()))
+        records, weights = packed(self.directions)
         return save_run(
             path,
             kind=KIND,
-            parameters={**self.parameters, "models": dict(self.models)},
+            parameters={**self.parameters, "models": dict(self.models), "directions": records},
             model=first,
             seed=self.seed,
             frame=self.frame,
-            arrays={f"correct.{i}": right for i, right in enumerate(self.correct)},
+            arrays={**{f"correct.{i}": right for i, right in enumerate(self.correct)}, **weights},
             files={f"{name}.parquet": table.to_parquet for name, table in derived.items()},
             started=started,
         )
 
     @classmethod
     def load(cls, path: str | Path) -> ConceptDepth:
-        """Read what `save` wrote; raises UnreadableFile."""
-        run = load_run(path)
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, KIND)
         parameters = dict(run.record.parameters)
-        models = parameters.pop("models")
-        correct = tuple(run.arrays[f"correct.{i}"] for i in range(len(run.arrays)))
-        return cls(run.frame, correct, models, parameters, run.record.seed)
+        models = parameters.pop("models", {})
+        parameters.pop("directions", None)
+        one = run.frame[run.frame.metric == "accuracy"].groupby(CURVE, sort=False).agg({"layer": "size", "n": "max"})
+        correct = tuple(run.array(f"correct.{i}", int(c.layer), int(c.n)) for i, c in enumerate(one.itertuples()))
+        return cls(run.frame, correct, models, parameters, run.record.seed, unpacked(run))
 
     def _of(self, curve: pd.Series, column: str) -> float:
         same = (self.frame[CURVE] == curve[CURVE]).all(axis=1)
@@ -158,6 +178,7 @@ class ConceptDepth:
         """Curves that differ only in `along`: one minus the other, layer by layer, with paired intervals."""
         keyed = {tuple(curve[CURVE]): at for at, curve in self.curves.iterrows()}
         place = CURVE.index(along)
+        depths = self.frame.drop_duplicates([*CURVE, "layer"]).set_index([*CURVE, "layer"]).depth
         rows = []
         for key, at in keyed.items():
             base = keyed.get((*key[:place], against[0], *key[place + 1 :]))
@@ -169,9 +190,9 @@ class ConceptDepth:
             drawn = resamples(len(difference), seed=self.seed) @ difference / len(difference)
             low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
             for layer, (value, below, above) in enumerate(zip(difference.mean(0), low, high, strict=True)):
-                about = dict(zip(CURVE, key, strict=True))
-                rows.append({**about, "layer": layer, name: value, "low": below, "high": above, "n": len(difference)})
-        return pd.DataFrame(rows, columns=[*CURVE, "layer", name, "low", "high", "n"])
+                about = dict(zip(CURVE, key, strict=True)) | {"layer": layer, "depth": depths.get((*key, layer))}
+                rows.append({**about, name: value, "low": below, "high": above, "n": len(difference)})
+        return pd.DataFrame(rows, columns=[*CURVE, "layer", "depth", name, "low", "high", "n"])
 
 
 def concept_depth(
@@ -218,6 +239,7 @@ def concept_depth(
     units = len(models) * (1 + len(noises) + 2 * controls) * len(data)
     done = 0
     frames: list[pd.DataFrame] = []
+    directions: list[Directions] = []
     correct: list[np.ndarray] = []
 
     def add(found: Iterator[tuple[pd.DataFrame, np.ndarray]]) -> None:
@@ -231,7 +253,7 @@ def concept_depth(
 
     for model in models:
         for each in data:
-            add(study.reference(model, each, draws if controls else 0))
+            add(study.reference(model, each, draws if controls else 0, directions))
         if controls:
             fresh = untrained(model, spec.seed)
             for each in data:
@@ -253,9 +275,11 @@ def concept_depth(
         "controls": controls,
         "draws": draws,
         "data": {each.name: dict(each.parameters) for each in data},
+        "examples": {each.name: examples(each) for each in data},
     }
     records = {model.spec.name: model_record(model) for model in models}
-    return ConceptDepth(pd.concat(frames, ignore_index=True), tuple(correct), records, parameters, spec.seed)
+    whole = pd.concat(frames, ignore_index=True)
+    return ConceptDepth(whole, tuple(correct), records, parameters, spec.seed, tuple(directions))
 
 
 @dataclass(frozen=True)
@@ -282,8 +306,10 @@ class _Study:
                 raise BadInput(f"{path} holds other sites or positions: resume with the same ones, or remove it")
         return collect(model, texts, self.sites, at=self.at, path=path, chunk=self.chunk, resume=self.resume)
 
-    def reference(self, model: Model, data: LabelledTexts, draws: int) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
-        """The probe and, from the same solve, its probes of control and shuffled labels."""
+    def reference(
+        self, model: Model, data: LabelledTexts, draws: int, directions: list[Directions]
+    ) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
+        """The probe and, from the same solve, its probes of control and shuffled labels; `directions` gains both."""
         found = self.activations(model, data, data.texts)
         labels: dict[str, Any] = {"probe": data.labels}
         for draw in range(draws):
@@ -293,6 +319,9 @@ class _Study:
         if draws:
             labels["shuffled"] = shuffled_labels(data.labels, self.spec.seed)
         result = cross_validate(found, labels, self.spec, groups=data.groups or None)
+        for series, name in {"probe": "probe", "control": "control.0"}.items():
+            if name in labels and (fitted := fit_directions(found, labels[name], result, name)):
+                directions.append(Directions(model.spec.name, data.name, series, fitted))
         yield from self._curves(model, data, result, REFERENCE, {"probe": ["probe"]})
         if draws:
             drawn = [f"control.{draw}" for draw in range(draws)]
@@ -349,7 +378,7 @@ class _Study:
                         value = result.metric(metric, sets[0], site)
                         interval = {"value": value.estimate, "low": value.low, "high": value.high, "n": value.n}
                         rows.append({**about, "metric": metric, **interval})
-                yield pd.DataFrame(rows), right
+                yield pd.DataFrame(rows), right.astype(np.float32)
 
 
 def _require_names(what: str, names: Sequence[str]) -> None:

@@ -89,6 +89,11 @@ class LinearProbe:
         z = self.decision(x)
         return self.classes[(z[:, 0] > 0).astype(int) if z.shape[1] == 1 else z.argmax(1)]
 
+    def probabilities(self, x: np.ndarray) -> np.ndarray:
+        """What a logistic probe gives each class, `[example class]`."""
+        z = torch.tensor(self.decision(x), dtype=torch.float64).mT
+        return scores_of(z, STANDARD).mT.numpy()
+
 
 def fit_probes(
     features: Mapping[str, np.ndarray],

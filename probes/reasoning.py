@@ -28,18 +28,43 @@ class Reasoning:
 
 
 def locate(response: Response, delimiters: tuple[str, str] | None, tokenizer: Any) -> Reasoning:
-    """Where the reasoning begins and ends; the ends of the response stand in for what is not found."""
+    """Where the reasoning begins and ends; the ends of the response stand in for what is not found.
+
+    The opening delimiter is the one the prompt ends with, else the first of the response, else the last of the prompt:
+    worked examples in a prompt, and questions that a response goes on to make up, have delimiters of their own. The
+    closing one is the first of the response after it.
+    """
     trace = response.trace
     start, end = max(0, len(response.prompt) - 1), len(trace) - 1
     if delimiters is None:
         return Reasoning(start, end, False, False)
-    opened = _final_token(trace, delimiters[0], tokenizer)
+    opened = _opening(response, delimiters[0], tokenizer)
     if opened is not None:
         start = opened
-    closed = _final_token(trace[start + 1 :], delimiters[1], tokenizer)
+    after = max(start + 1, len(response.prompt))
+    closed = _final_token(trace[after:], delimiters[1], tokenizer)
     if closed is not None:
-        end = start + 1 + closed
+        end = after + closed
     return Reasoning(start, end, opened is not None, closed is not None)
+
+
+def _opening(response: Response, delimiter: str, tokenizer: Any) -> int | None:
+    """The position of the final token of the opening delimiter."""
+    prompt = response.prompt
+    said = _last_token(prompt, delimiter, tokenizer)
+    if said is not None and not tokenizer.decode(list(prompt[said + 1 :])).strip():
+        return said
+    within = _final_token(response.tokens, delimiter, tokenizer)
+    return said if within is None else len(prompt) + within
+
+
+def _last_token(tokens: Sequence[int], delimiter: str, tokenizer: Any) -> int | None:
+    """The position of the token in which the last occurrence of a text ends."""
+    lacks = bisect_left(range(len(tokens) + 1), True, key=lambda n: delimiter not in _text(tokens[n:], tokenizer))
+    if lacks == 0:
+        return None
+    last = _final_token(tokens[lacks - 1 :], delimiter, tokenizer)
+    return None if last is None else lacks - 1 + last
 
 
 def found(places: Sequence[Reasoning | None]) -> dict[str, int]:
@@ -62,9 +87,12 @@ def _final_token(tokens: Sequence[int], delimiter: str, tokenizer: Any) -> int |
     """
 
     def holds(n: int) -> bool:
-        text = tokenizer.decode(list(tokens[:n]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return delimiter in text
+        return delimiter in _text(tokens[:n], tokenizer)
 
     if not holds(len(tokens)):
         return None
     return bisect_left(range(len(tokens) + 1), True, key=holds) - 1
+
+
+def _text(tokens: Sequence[int], tokenizer: Any) -> str:
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))

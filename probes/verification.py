@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
+from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from interp.errors import BadInput
+from interp.errors import BadInput, UnreadableFile
+from interp.runs import Run, load_run, save_run
 from interp.stats import Interval
 from probes.clue import Scored
 from probes.metrics import auc, resamples
@@ -21,18 +25,37 @@ from probes.metrics import auc, resamples
 AT_ONCE = 2**22
 """Numbers that one step of a bootstrap holds."""
 
+KIND = "clue-verification"
+MARGIN = "clue margin"
+"""The score whose sign is CLUE's verdict."""
+
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Weights `[resample trace]` -> `[resample]`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Verification:
-    """`frame`: one row a score and metric, with intervals over questions. `layers`: one row a layer."""
+    """`frame`: one row a score and metric, with intervals over questions. `layers`: one row a layer.
+
+    `against`: one row a baseline and metric, how much higher CLUE's margin is, paired. `scored`: the traces themselves.
+    """
 
     frame: pd.DataFrame
     layers: pd.DataFrame
+    against: pd.DataFrame
+    scored: Scored
     parameters: Mapping[str, Any]
-    model: Mapping[str, Any]
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        return self.scored.centroids.model
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: which baselines CLUE's margin orders traces better than, and which not."""
+        own = self.value(MARGIN, "auc")
+        rows = self.against[self.against.metric == "auc"]
+        return f"CLUE's margin has AUC {own}. {compared(dict(zip(rows.score, _intervals(rows), strict=True)))}"
 
     def value(self, score: str, metric: str) -> Interval:
         """One number of the table, such as `("clue margin", "auc")`."""
@@ -40,13 +63,37 @@ class Verification:
         return Interval(row.value, row.low, row.high, row.questions)
 
     def plot(self) -> Any:
-        """AUC and distance between centroids by depth."""
-        from interp.plots.clue import by_depth
+        """AUC of every score with its interval, over all traces and within questions."""
+        from interp.plots.clue import aucs
 
-        return by_depth(self)
+        return aucs(self)
+
+    def save(self, path: str | Path, started: datetime | None = None) -> Run:
+        """Write a run folder, with the centroids and the traces' distances in it. Raises UnwritableOutput."""
+        tables = {"layers.parquet": self.layers.to_parquet, "against.parquet": self.against.to_parquet}
+        return save_run(
+            path,
+            kind=KIND,
+            parameters=self.parameters,
+            model=self.model,
+            seed=int(self.parameters["seed"]),
+            frame=self.frame,
+            arrays=self.scored.arrays(),
+            files={**tables, **self.scored.files()},
+            started=started,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Verification:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, KIND)
+        scored, layers = Scored.of_run(run), run.table("layers")
+        if len(layers) != len(scored.centroids.success):
+            raise UnreadableFile(f"{path} has {len(layers)} rows of layers for {len(scored.centroids.success)} layers")
+        return cls(run.frame, layers, run.table("against"), scored, run.record.parameters)
 
     def _repr_html_(self) -> str:
-        return self.frame.to_html(index=False)
+        return f"<p>{escape(self.verdict)}</p>{self.frame.to_html(index=False)}"
 
 
 def scores(scored: Scored) -> dict[str, np.ndarray]:
@@ -61,7 +108,7 @@ def scores(scored: Scored) -> dict[str, np.ndarray]:
     right, wrong = means["tokens"]
     towards = 1.0 if right >= wrong else -1.0
     found = {
-        "clue margin": frame.to_failure - frame.to_success,
+        MARGIN: frame.to_failure - frame.to_success,
         "clue": -frame.to_success,
         "length": towards * (frame.tokens - (right + wrong) / 2),
         "usual length": -(frame.tokens - right).abs(),
@@ -71,6 +118,8 @@ def scores(scored: Scored) -> dict[str, np.ndarray]:
     return {name: values.to_numpy(dtype=float) for name, values in found.items() if values.notna().all()}
 
 
+BASELINES = ("length", "usual length", "log-probability", "self-certainty")
+"""Scores that look at no hidden state."""
 WITHOUT_VERDICT = ("clue", "usual length")
 """Scores that order traces and do not say where right ends."""
 
@@ -85,16 +134,46 @@ def verify(scored: Scored, resamples: int = 1_000, level: float = 0.95, seed: in
     if correct.all() or not correct.any():
         raise BadInput(f"all {len(correct)} traces are {'right' if correct[0] else 'wrong'}: nothing is told apart")
     bootstrap = OverQuestions(scored.groups, resamples, level, seed)
-    rows = []
-    for name, values in scores(scored).items():
+    rows, against = [], []
+    found = scores(scored)
+    own = within_questions(found[MARGIN], correct, scored.groups)
+    for name, values in found.items():
         metrics: dict[str, Statistic] = {"auc": partial(_auc, values, correct)}
         if name not in WITHOUT_VERDICT:
             metrics |= _verdicts(values > 0, correct)
         rows += [_row(name, metric, bootstrap.interval(statistic)) for metric, statistic in metrics.items()]
-        rows.append(_row(name, "within", bootstrap.mean(within_questions(values, correct, scored.groups))))
-    parameters = {"resamples": resamples, "level": level, "seed": seed, "found": dict(scored.places)}
-    model = scored.centroids.model
-    return Verification(pd.DataFrame(rows), _layers(scored, correct, bootstrap), parameters, model)
+        within = within_questions(values, correct, scored.groups)
+        rows.append(_row(name, "within", bootstrap.mean(within)))
+        if name in BASELINES:
+            more = partial(_auc_difference, found[MARGIN], values, correct)
+            against.append(_row(name, "auc", bootstrap.interval(more)))
+            against.append(_row(name, "within", bootstrap.mean(own - within)))
+    centroids = scored.centroids
+    parameters = {
+        "resamples": resamples,
+        "level": level,
+        "seed": seed,
+        "found": dict(scored.places),
+        "missing": centroids.missing,
+        "delimiters": centroids.delimiters,
+        "learned": dict(centroids.parameters),
+        "counts": list(centroids.counts),
+    }
+    layers = _layers(scored, correct, bootstrap)
+    return Verification(pd.DataFrame(rows), layers, pd.DataFrame(against), scored, parameters)
+
+
+def compared(differences: Mapping[str, Interval]) -> str:
+    """What CLUE is better than, worse than and not told apart from, by the intervals of its paired differences."""
+    found: dict[str, list[str]] = {"better than": [], "worse than": [], "not told apart from": []}
+    for name, each in differences.items():
+        kind = "better than" if each.low > 0 else "worse than" if each.high < 0 else "not told apart from"
+        found[kind].append(f"{name} ({each.estimate:+.3f} [{each.low:+.3f}, {each.high:+.3f}])")
+    return "It is " + "; ".join(f"{kind} {', '.join(names) or 'none'}" for kind, names in found.items()) + "."
+
+
+def _intervals(rows: pd.DataFrame) -> list[Interval]:
+    return [Interval(row.value, row.low, row.high, row.questions) for row in rows.itertuples()]
 
 
 class OverQuestions:
@@ -137,6 +216,10 @@ def within_questions(values: np.ndarray, correct: np.ndarray, groups: np.ndarray
 
 def _auc(values: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return auc(np.stack([np.zeros(len(values)), values], axis=1), correct.astype(int), weights)
+
+
+def _auc_difference(one: np.ndarray, other: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return _auc(one, correct, weights) - _auc(other, correct, weights)
 
 
 def _verdicts(said: np.ndarray, correct: np.ndarray) -> dict[str, Statistic]:

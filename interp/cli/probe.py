@@ -20,9 +20,9 @@ from interp.runs import require_free
 
 if TYPE_CHECKING:
     from interp.tasks.labelled import LabelledTexts
-    from probes.cross_validation import CrossValidation
     from probes.depth import ConceptDepth
     from probes.linear import ProbeSpec
+    from probes.linear_probes import LinearProbes
 
 app = typer.Typer(
     help="Probe hidden states: concepts by depth, right answers, bound symbols, syntax trees.", no_args_is_help=True
@@ -155,16 +155,11 @@ def linear(
 
     from interp.tasks.labelled import LabelledTexts
     from probes.activations import collect
-    from probes.controls import control_labels
-    from probes.cross_validation import cross_validate, prepared
-    from probes.linear import fit_probes
+    from probes.linear_probes import label_sets, linear_probes
 
     spec = _spec(classifier, strengths, folds, balanced, seed)
     labelled = LabelledTexts.from_file(data)
-    labels: dict[str, Any] = {"label": labelled.labels}
-    if control:
-        labels["control"] = control_labels(labelled.labels, labelled.keys or labelled.texts, seed, 3 * folds)
-    prepared(labels, spec, labelled.groups or None)
+    label_sets(labelled, spec, control)  # whatever is refused is refused before the model runs
     started = datetime.now(timezone.utc)
     work = _work_folder(run, resume)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
@@ -181,20 +176,13 @@ def linear(
                 progress=report,
             )
         with progress("probing") as report:
-            result = cross_validate(found, labels, spec, groups=labelled.groups or None, progress=report)
-    parameters = {"data": str(data), "at": at, "sites": list(found), "probe": spec.as_dict()}
-    arrays: dict[str, Any] = {}
-    if spec.estimator is None:
-        for site in found:
-            strength = float(_typical(result.chosen["label"][result.sites.index(site)]))
-            probe = fit_probes({site: found[site]}, labelled.labels, strength, spec)[site]
-            arrays |= {f"weight.{site}": probe.weight, f"bias.{site}": probe.bias}
-        parameters["classes"] = [str(each) for each in result.classes["label"]]
-    _save_linear(run, result, parameters, dict(found.model), seed, arrays, started)
+            result = linear_probes(found, labelled, spec, control=control, progress=report)
+    result.save(run, started)
     del found
     shutil.rmtree(work, ignore_errors=True)
     if json:
-        emit({"run": str(run), "unsolved": result.unsolved, "sites": result.frame.to_dict("records")})
+        unsolved = result.parameters["unsolved"]
+        emit({"run": str(run), "unsolved": unsolved, "sites": result.frame.to_dict("records")})
         return
     _show_linear(result)
     _show_run(run)
@@ -240,14 +228,6 @@ def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _typical(chosen: Any) -> Any:
-    """The strength that most folds chose, of equals the most regularised."""
-    import numpy as np
-
-    values, counts = np.unique(chosen, return_counts=True)
-    return values[counts.argmax()]
-
-
 def _work_folder(run: Path, resume: bool) -> Path:
     """Where the activations lie until the run is written. Raises BadInput on those of an interrupted job."""
     work = run.with_name(f"{run.name}.work")
@@ -287,35 +267,11 @@ def _depth(value: float, low: float, high: float) -> str:
     return f"{value:.2f} [{low:.2f}, {high:.2f}]" if value == value else "none"
 
 
-def _show_linear(result: CrossValidation) -> None:
+def _show_linear(result: LinearProbes) -> None:
     rows = result.frame[result.frame.metric.isin(["accuracy", "auc"])]
     show_frame("out-of-fold accuracy and AUC, with bootstrap intervals", rows)
-    if result.unsolved:
-        say(f"{result.unsolved} probes did not reach the tolerance; their numbers are of where they stopped.")
-
-
-def _save_linear(
-    run: Path,
-    result: CrossValidation,
-    parameters: dict[str, Any],
-    model: dict[str, Any],
-    seed: int,
-    arrays: dict[str, Any],
-    started: datetime,
-) -> None:
-    from interp.runs import save_run
-
-    scores = {f"scores.{name}": values for name, values in result.scores.items()}
-    save_run(
-        run,
-        kind="linear-probes",
-        parameters={**parameters, "unsolved": result.unsolved},
-        model=model,
-        seed=seed,
-        frame=result.frame,
-        arrays={**arrays, **scores, "fold": result.fold},
-        started=started,
-    )
+    if unsolved := result.parameters["unsolved"]:
+        say(f"{unsolved} probes did not reach the tolerance; their numbers are of where they stopped.")
 
 
 def _show_run(run: Path) -> None:

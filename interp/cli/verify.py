@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +15,7 @@ from interp.cli.console import emit, out, progress, say, show_facts, show_frame
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Out, Resume, Revision, Seed, numbers
 from interp.errors import BadInput
-from interp.runs import Journal, require_free, save_run
+from interp.runs import Journal, require_free
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,7 +129,6 @@ def fit(
     """Learn the centroids on some questions, and verify the traces of the others."""
     require_free(to)
 
-    from probes.centroids import CENTROIDS_FILE
     from probes.clue import fit as learn
     from probes.clue import score
     from probes.verification import verify
@@ -142,31 +143,8 @@ def fit(
     with progress("verifying") as report:
         scored = score(loaded, held_out, centroids, certainty=certainty, batch_size=batch, progress=report)
     result = verify(scored, seed=seed)
-    save_run(
-        to,
-        kind="clue-verification",
-        parameters={
-            **result.parameters,
-            "traces": str(traces),
-            "test": test,
-            "missing": missing,
-            "delimiters": experience.delimiters,
-            "learned": centroids.parameters,
-            "counts": centroids.counts,
-        },
-        model=dict(result.model),
-        seed=seed,
-        frame=result.frame,
-        arrays={
-            "to_success": scored.to_success,
-            "to_failure": scored.to_failure,
-            "projection": scored.projection,
-            "correct": scored.correct,
-            **{f"layers.{name}": result.layers[name].to_numpy() for name in result.layers},
-        },
-        files={CENTROIDS_FILE: centroids.save},
-        started=started,
-    )
+    about = {**result.parameters, "traces": _beside(traces, to), "test": test}
+    replace(result, parameters=about).save(to, started)
     if json:
         tables = {"scores": result.frame.to_dict("records"), "layers": result.layers.to_dict("records")}
         emit(
@@ -186,6 +164,10 @@ def rank(
     centroids: Annotated[Path, typer.Option(help="A run of `fit`, or its file.", show_default=False)],
     to: Out,
     ks: Annotated[str, typer.Option("--k", help="Sizes of the majorities among the best.")] = "1,4,8,16",
+    greedy: Annotated[
+        Path | None,
+        typer.Option(help="A run of `collect -n 1 --temperature 0` on the same questions.", show_default=False),
+    ] = None,
     opening: Open = None,
     closing: Close = None,
     certainty: Certainty = True,
@@ -202,7 +184,7 @@ def rank(
 
     from probes.centroids import Centroids
     from probes.clue import score
-    from probes.reranking import picks, possible
+    from probes.reranking import greedily_right, possible
     from probes.reranking import rank as rerank
 
     started = datetime.now(timezone.utc)
@@ -214,41 +196,22 @@ def rank(
     if left := len(every.questions) - len(experience.questions):
         say(f"{left} of {len(every.questions)} questions are those the centroids were learned from, and are left out.")
     possible(wanted, Counter(response.question for response in experience).values())
+    answered = greedy and greedily_right(_experience(greedy, loaded, opening, closing), experience)
     with progress("scoring") as report:
         scored = score(loaded, experience, learned, certainty=certainty, batch_size=batch, progress=report)
-    picked = picks(scored, wanted)
-    checked = bool(scored.frame.correct.notna().all())
-    ranking = rerank(scored, wanted, seed=seed) if checked else None
-    about = {"traces": str(traces), "centroids": str(centroids), "k": wanted, "found": dict(scored.places)}
-    table = picked if ranking is None else ranking.frame
-    save_run(
-        to,
-        kind="clue-ranking",
-        parameters=about,
-        model=dict(learned.model),
-        seed=seed,
-        frame=table,
-        arrays={"to_success": scored.to_success, "to_failure": scored.to_failure},
-        files={"picks.jsonl": lambda path: _write_lines(picked, path)},
-        started=started,
-    )
+    ranking = rerank(scored, wanted, greedy=answered, seed=seed)
+    about = {**ranking.parameters, "traces": _beside(traces, to), "centroids": _beside(centroids, to)}
+    replace(ranking, parameters=about).save(to, started)
     if json:
-        emit(
-            {
-                "run": str(to),
-                "left_out": left,
-                "ranking": _records(ranking and ranking.frame),
-                "picks": _records(picked),
-            }
-        )
+        judged = _records(ranking.frame) if ranking.checked else None
+        emit({"run": str(to), "left_out": left, "ranking": judged, "picks": _records(ranking.picks)})
         return
-    if ranking is None:
-        show_frame("picked answers", picked)
-        say("Not all traces are known to be right or wrong, so nothing says how good the picks are.")
+    if ranking.checked:
+        title = "accuracy of what is picked, and its gain over the majority of all samples"
+        show_frame(title, _readable(ranking.frame))
     else:
-        show_frame(
-            "accuracy of what is picked, and its gain over the majority of all samples", _readable(ranking.frame)
-        )
+        show_frame("picked answers", ranking.picks)
+        say("Not all traces are known to be right or wrong, so nothing says how good the picks are.")
     _show_run(to)
 
 
@@ -262,8 +225,6 @@ def _problems(
     delimiters: tuple[str, str] | None,
     seed: int,
 ) -> Problems:
-    from dataclasses import replace
-
     from interp.pocket.documents import is_held_out
     from interp.tasks.addition import addition_problems
     from interp.tasks.problems import LAST_NUMBER, Problems
@@ -288,8 +249,6 @@ def _delimiters(opening: str | None, closing: str | None) -> tuple[str, str] | N
 
 
 def _experience(traces: Path, model: Model, opening: str | None, closing: str | None) -> Experience:
-    from dataclasses import replace
-
     from probes.traces import Experience
 
     delimiters = _delimiters(opening, closing)
@@ -313,20 +272,21 @@ def _counts(places: Any) -> str:
     return ", ".join(f"{kind}: {count}" for kind, count in places.items() if count)
 
 
-def _records(frame: pd.DataFrame | None) -> list[dict[str, Any]] | None:
-    return None if frame is None else frame.astype(object).where(frame.notna(), None).to_dict("records")
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     """A way of picking in one word: top-maj@4, majority@n."""
-    names = [
-        f"{pick}@{'n' if whole else k}" for pick, k, whole in zip(frame["pick"], frame.k, frame.k.isna(), strict=True)
-    ]
+    sizes = ["n" if whole else k for k, whole in zip(frame.k, frame.k.isna(), strict=True)]
+    names = [pick if pick == "greedy" else f"{pick}@{k}" for pick, k in zip(frame["pick"], sizes, strict=True)]
     return frame.drop(columns="k").assign(pick=names)
 
 
-def _write_lines(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_json(path, orient="records", lines=True)
+def _beside(path: Path, run: Path) -> str:
+    """Where something lies, seen from the run's own folder, or its mere name where it lies elsewhere."""
+    seen = Path(os.path.relpath(path, run.parent))
+    return path.name if ".." in seen.parts else seen.as_posix()
 
 
 def _show_run(run: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from interp.cli import probe
 from interp.runs import load_run
 from probes.depth import ConceptDepth
+from probes.linear_probes import LinearProbes
 
 Interp = Callable[..., Any]
 
@@ -65,8 +66,11 @@ def test_linear_probes_keep_their_directions(
     assert "out-of-fold accuracy" in done.out
     saved = load_run(run)
     assert set(saved.frame.labels) == {"label", "control"}
-    assert saved.arrays["weight.z.1"].shape == (1, 64)
-    assert saved.record.parameters["classes"] == ["x", "y"]
+    result = LinearProbes.load(run)
+    assert [each.series for each in result.directions] == ["probe", "control"]
+    probe = result.directions[0].probes["z.1"]
+    assert probe.weight.shape == (1, 64)
+    assert probe.classes.tolist() == saved.record.parameters["classes"] == ["x", "y"]
     own = saved.frame[(saved.frame.labels == "label") & (saved.frame.metric == "accuracy")]
     assert (own.value > 0.9).all()
     out_of_fold = saved.arrays["scores.label"].argmax(-1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from interp.errors import BadInput
+from interp.plots.clue import by_depth, margins, picks
 from probes.clue import Scored
 from probes.reranking import rank
 from probes.verification import scores, verify
@@ -31,7 +33,7 @@ def test_deltas_lie_where_they_are_projected_and_centroids_as_far_apart_as_they_
 
 def test_layers_are_drawn_with_their_auc_and_interval(made: Scored) -> None:
     found = verify(made, resamples=50)
-    band, area, distance, separation = (trace for trace in found.plot().data)
+    band, area, distance, separation = by_depth(found).data
     np.testing.assert_array_equal(area.y, found.layers.auc)
     assert max(band.y) == found.layers.high.max()
     np.testing.assert_array_equal(distance.y, made.centroids.gap)
@@ -39,11 +41,46 @@ def test_layers_are_drawn_with_their_auc_and_interval(made: Scored) -> None:
 
 
 def test_every_score_has_its_curve_over_k_and_the_majority_a_line(made: Scored) -> None:
-    found = rank(made, (1, 4, 12))
+    found = rank(made, (1, 4, 12), greedy={f"q{i}": i < 4 for i in range(10)})
     figure = found.plot()
     curves = {trace.name: trace for trace in figure.data if trace.name}
     assert set(curves) == {*scores(made), "any order"}
     best = found.frame[(found.frame["pick"] == "top-maj") & (found.frame.score == "clue")]
     np.testing.assert_array_equal(curves["clue"].y, best.accuracy)
     assert list(curves["clue"].x) == [1, 4, 12]
-    assert {note.text for note in figure.layout.annotations} == {"majority@n", "mean@n", "pass@n"}
+    lines = " ".join(note.text for note in figure.layout.annotations)
+    assert "greedy 0.40" in lines
+    for name in ("majority@n", "mean@n", "pass@n"):
+        assert name in lines
+
+
+def test_every_score_has_its_auc_and_interval_over_all_and_within_questions(made: Scored) -> None:
+    found = verify(made, resamples=50)
+    whole, within = found.plot().data
+    for trace, metric in ((whole, "auc"), (within, "within")):
+        rows = found.frame[found.frame.metric == metric]
+        np.testing.assert_array_equal(trace.x, rows.value)
+        np.testing.assert_allclose(trace.x + trace.error_x.array, rows.high)
+    ticks = dict(zip(found.plot().layout.yaxis.tickvals, found.plot().layout.yaxis.ticktext, strict=True))
+    assert [ticks[round(y)] for y in whole.y] == list(scores(made))
+
+
+def test_margins_count_every_trace_once(made: Scored) -> None:
+    right, wrong = margins(made).data
+    assert sum(right.customdata) == made.correct.sum()
+    assert sum(wrong.customdata) == (~made.correct).sum()
+    positive = np.array(right.x) > 0
+    taken = (made.frame.to_failure > made.frame.to_success)[made.correct].sum()
+    assert abs(np.array(right.customdata)[positive].sum() - taken) <= max(right.customdata)  # but for the bin around 0
+
+
+def test_picks_are_beside_each_other_and_clue_is_on_top(made: Scored) -> None:
+    found = rank(made, (1, 4), greedy={f"q{i}": i < 4 for i in range(10)})
+    (points,) = picks(found, 4).data
+    shown = dict(zip(points.y, points.x, strict=True))
+    assert points.y[-1] == "top-maj@4, clue"
+    assert shown["greedy"] == pytest.approx(0.4)
+    assert {"majority@n", "mean@n", "pass@n", "top-maj@4, any order"} <= set(shown)
+    assert shown["majority@n"] == found.frame[found.frame["pick"] == "majority"].accuracy.item()
+    with pytest.raises(BadInput, match="k=3"):
+        picks(found, 3)

@@ -60,6 +60,20 @@ def test_a_delimiter_of_several_tokens_is_found_however_it_is_tokenised(pocket_t
         assert not pocket_tokenizer.decode(trace[: place.end]).endswith("Answer:")
 
 
+def test_worked_examples_and_made_up_questions_are_not_the_reasoning(words: PreTrainedTokenizerFast) -> None:
+    """The delimiter that the prompt ends with, else the response's first, else the prompt's last."""
+    example = (5, 10, 30, 20, 6)
+    for prompt, tokens, expected in (
+        ((*example, 10), [31, 20, 5, 10, 32, 20], (5, 7)),  # opened by the prompt; the response goes on to another
+        (example, [10, 31, 20], (5, 7)),  # opened by the response
+        (example, [31, 20], (1, 6)),  # opened long before
+    ):
+        place = locate(response(tokens, prompt), ("w10", "w20"), words)
+        assert (place.start, place.end) == expected
+        assert place.start_found
+        assert place.end_found
+
+
 def test_without_delimiters_reasoning_is_the_response(words: PreTrainedTokenizerFast) -> None:
     place = locate(response([7, 8, 9]), None, words)
     assert (place.start, place.end, place.start_found, place.end_found) == (1, 4, False, False)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from interp.errors import BadInput
+from interp.errors import BadInput, UnreadableFile
 from probes.centroids import Centroids, RunningMeans
 from probes.clue import Scored
-from probes.verification import OverQuestions, scores, verify, within_questions
+from probes.verification import OverQuestions, Verification, scores, verify, within_questions
 
 MODEL = {"name": "planted", "fingerprint": "0"}
 
@@ -56,6 +58,7 @@ def scored(
             "self_certainty": np.nan,
             "to_success": to_success.mean(1),
             "to_failure": to_failure.mean(1),
+            "response": "so it is 1",
             **columns,
         }
     )
@@ -160,6 +163,45 @@ def test_length_is_a_baseline_in_the_direction_that_was_learned() -> None:
         assert found.value("clue margin", "auc").estimate < 0.75
     np.testing.assert_allclose(scores(shorter)["usual length"], -np.abs(tokens - 10))
     assert "self-certainty" not in scores(shorter)
+
+
+def test_clue_is_held_against_every_baseline_in_pairs_and_the_verdict_follows_the_intervals() -> None:
+    values, correct = planted(400, 1, 4, 1.0, seed=8)
+    rng = np.random.default_rng(3)
+    tokens = np.where(correct, 10.0, 14.0) + 0.1 * rng.normal(size=400)
+    found = verify(
+        scored(learned(values, correct), values, correct, tokens=tokens, log_probability=rng.normal(size=400))
+    )
+    against = found.against.set_index(["score", "metric"])
+    own, length = (found.value(name, "auc").estimate for name in ("clue margin", "length"))
+    assert against.value["length", "auc"] == pytest.approx(own - length)
+    assert against.high["length", "auc"] < 0 < against.low["log-probability", "auc"]
+    better, worse, _ = found.verdict.partition("It is ")[2].split("; ")
+    assert "log-probability" in better
+    assert "length" in worse
+    assert found.verdict.startswith("CLUE's margin has AUC 0.7")
+
+
+def test_a_verification_comes_back_from_disk(tmp_path: Path) -> None:
+    values, correct = planted(60, 3, 4, 1.0, seed=9)
+    found = verify(scored(learned(values, correct), values, correct), resamples=50)
+    run = found.save(tmp_path / "run")
+    assert run.record.kind == "clue-verification"
+    again = Verification.load(tmp_path / "run")
+    for before, after in (
+        (found.frame, again.frame),
+        (found.layers, again.layers),
+        (found.against, again.against),
+        (found.scored.frame, again.scored.frame),
+    ):
+        pd.testing.assert_frame_equal(before, after, check_dtype=False)
+    assert again.plot().to_json() == found.plot().to_json()
+    assert again.scored.plot().to_json() == found.scored.plot().to_json()
+    assert again.verdict == found.verdict
+    arrays = load_file(run.path / "arrays.safetensors")
+    (run.path / "arrays.safetensors").write_bytes(save({**arrays, "to_failure": arrays["to_failure"][:, :2]}))
+    with pytest.raises(UnreadableFile, match=r"'to_failure' has shape \(60, 2\), not \[60 3\]"):
+        Verification.load(tmp_path / "run")
 
 
 def test_one_kind_of_trace_is_refused() -> None:
