@@ -24,6 +24,7 @@ RESULTS: Mapping[str, str] = {
     "cache-study": "interp.heads.cache:CacheStudy",
     "patching": "interp.patching.activation:PatchingResult",
     "path-patching": "interp.patching.path:PathPatchingResult",
+    "ast-probe": "probes.ast.result:AstStudy",
     "logit-lens": "interp.logit_lens:LogitLens",
     "concept-depth": "probes.depth:ConceptDepth",
 }

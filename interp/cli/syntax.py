@@ -20,8 +20,9 @@ from interp.runs import require_free
 if TYPE_CHECKING:
     from interp.tracing.model import Model
     from probes.ast.corpus import Snippet, Split
+    from probes.ast.reading import ReadCode
     from probes.ast.result import AstStudy
-    from probes.ast.tree import Constituent, TreeTuple
+    from probes.ast.tree import Constituent
 
 app = typer.Typer(help="Recover the syntax tree of a program from hidden states.", no_args_is_help=True)
 
@@ -35,6 +36,9 @@ def fit(
         Path | None,
         typer.Option(help="Where the code is.", show_default="the standard library of this Python", exists=True),
     ] = None,
+    generated: Annotated[
+        bool, typer.Option("--generated", help="Functions like those the bundled model was trained on, instead.")
+    ] = False,
     language: LanguageName = "python",
     functions: Annotated[int, typer.Option("-n", "--functions", help="Functions, at most.", min=3)] = 1_000,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a function, at most.", min=2)] = 256,
@@ -70,12 +74,14 @@ def fit(
     from probes.ast.study import ast_study
     from probes.ast.training import Settings
 
+    if generated and (folder or language != "python"):
+        raise BadInput("--generated functions are Python of our own: leave --folder and --language out")
     parser(language)
     settings = Settings(rank, seed=seed) if paper else Settings(rank, epochs, batch, plateau=plateau, seed=seed)
     further = numbers("--ranks", ranks, int)
     started = datetime.now(timezone.utc)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
-    split = _split(loaded, folder, language, functions, max_tokens, seed)
+    split = _split(loaded, folder, generated, language, functions, max_tokens, seed)
     with progress("probing") as report:
         result = ast_study(
             loaded,
@@ -106,6 +112,9 @@ def parse(
     only: Annotated[
         str | None, typer.Option("--function", help="Only functions whose first line holds this.", show_default=False)
     ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls/--no-controls", help="What the study's controls recover of it, beside.")
+    ] = True,
     figure: Annotated[
         Path | None, typer.Option(help="Also draw the trees of the first function, as HTML.", show_default=False)
     ] = None,
@@ -116,34 +125,62 @@ def parse(
     json: Json = False,
 ) -> None:
     """The recovered tree of every function of a file beside the true one."""
-    from probes.ast.leaves import leaf_states
+    from probes.ast.reading import fresh_model, read_code, require_same
     from probes.ast.result import AstStudy
 
     study = AstStudy.load(probe)
     snippets = _functions_of(file, study.parameters["language"], only)
-    fitted = study.probe(site or study.best)
+    where = study.probe(site or study.best).site
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
-    if loaded.fingerprint != study.model["fingerprint"]:
-        raise BadInput(f"{probe} was fitted to {study.model['name']} ({study.model['fingerprint']}), not to {model}")
-    states = leaf_states(loaded, snippets, alignment=study.parameters["alignment"])
-    predicted = fitted.predict(states.of(fitted.site), states.lengths)
+    require_same(loaded, study)
+    fresh = fresh_model(loaded, study) if controls else None
+    read = read_code(loaded, study, snippets, site=where, fresh=fresh)
     if figure is not None:
-        from interp.plots.syntax import trees
-
-        trees(snippets[0], predicted[0]).write_html(figure)
-    rows = [_row(snippet, vectors) for snippet, vectors in zip(snippets, predicted, strict=True)]
+        read[0].plot().write_html(figure)
     if json:
-        emit({"site": fitted.site, "functions": rows})
+        emit({"site": where, "functions": [_row(each) for each in read]})
         return
-    for row in rows:
-        _show_trees(row)
+    for each in read:
+        _show_trees(each, controls)
 
 
-def _split(model: Model, folder: Path | None, language: str, n: int, max_tokens: int, seed: int) -> Split:
-    from probes.ast.corpus import sample_functions, split_by_file
+@app.command()
+def similarity(
+    run: Annotated[Path, typer.Argument(help="A run of `fit`.", show_default=False)],
+    other: Annotated[
+        Path | None,
+        typer.Argument(help="Another, such as of another language or seed.", show_default="the layers of the first"),
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw it, as HTML.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """How alike the syntactic subspaces of layers are: of one study, or of one and another."""
+    from probes.ast.result import AstStudy
+
+    study = AstStudy.load(run)
+    beside = None if other is None else AstStudy.load(other)
+    found = study.similarities(beside)
+    if figure is not None:
+        from interp.plots.syntax import alike
+
+        alike(found, study.title, (beside or study).title).write_html(figure)
+    if json:
+        emit({"similarities": found.to_dict("records")})
+        return
+    wide = found.pivot_table(index="row", columns="column", values="similarity", sort=False).reset_index()
+    chance = f"{found.chance.min():.3g}"
+    show_frame(f"mean squared cosine of the principal angles (1: one holds the other; at random {chance})", wide)
+
+
+def _split(
+    model: Model, folder: Path | None, generated: bool, language: str, n: int, max_tokens: int, seed: int
+) -> Split:
+    from probes.ast.corpus import generated_functions, sample_functions, split_by_file
 
     if model.tokenizer is None:
         raise BadInput(f"{model.spec.name} has no tokenizer, and code is text")
+    if generated:
+        return split_by_file(generated_functions(n, seed=seed), source="generated", seed=seed)
     longest = min(max_tokens, model.spec.context or max_tokens)
     snippets = sample_functions(n, [model.tokenizer], folder=folder, name=language, max_tokens=longest, seed=seed)
     if len(snippets) < n:
@@ -168,17 +205,15 @@ def _functions_of(file: Path, language: str, only: str | None) -> list[Snippet]:
     return chosen
 
 
-def _row(snippet: Snippet, predicted: TreeTuple) -> dict[str, Any]:
-    from probes.ast.decode import recovered
-    from probes.ast.metrics import METRICS
-
-    said, true = recovered(predicted), snippet.constituents
+def _row(read: ReadCode) -> dict[str, Any]:
+    own, *others = read.frame.drop(columns=["nodes"]).to_dict("records")
     return {
-        "code": snippet.code,
-        "leaves": [snippet.code[slice(*leaf.span)] for leaf in snippet.leaves],
-        "true": true,
-        "recovered": said,
-        **{name: metric(said, true).f1 for name, metric in METRICS.items()},
+        "code": read.snippet.code,
+        "leaves": read.words,
+        "true": read.true,
+        "recovered": read.recovered,
+        **{name: value for name, value in own.items() if name not in ("reader", "site")},
+        "controls": others,
     }
 
 
@@ -211,14 +246,16 @@ def _show(result: AstStudy) -> None:
         )
 
 
-def _show_trees(row: dict[str, Any]) -> None:
+def _show_trees(read: ReadCode, controls: bool) -> None:
     table = Table("true", "recovered")
-    sides = [
-        _lines(row[side], row["leaves"], row[other]) for side, other in (("true", "recovered"), ("recovered", "true"))
-    ]
-    table.add_row(*sides)
-    name = row["code"].split("\n")[0]
-    show_table(f"{name}  F1 {row['f1']:.3f} ({row['unlabelled f1']:.3f} without labels)", table)
+    sides = (read.true, read.recovered)
+    table.add_row(*(_lines(own, read.words, other) for own, other in (sides, sides[::-1])))
+    numbers = read.frame.set_index("reader").f1
+    name = read.snippet.code.split("\n")[0]
+    shape = read.frame.unlabelled_f1.iloc[0]
+    show_table(f"{name}  F1 {numbers.iloc[0]:.3f} ({shape:.3f} without labels)", table)
+    if controls:
+        say(f"Controls: {', '.join(f'{reader} {f1:.3f}' for reader, f1 in numbers.iloc[1:].items())}.")
 
 
 def _lines(constituents: Sequence[Constituent], leaves: Sequence[str], other: Sequence[Constituent]) -> Text:

@@ -13,6 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import BadInput, UnreadableFile
+from interp.pocket.skills.code import function as generated_function
 from probes.ast.languages import language, parse, parser, walk
 from probes.ast.tree import Constituent, Leaf, Tree, TreeTuple, constituents, leaves, to_tuple
 
@@ -23,6 +24,7 @@ MAX_TOKENS = 512
 """Sub-tokens of a function, at most, as in the paper."""
 PER_FILE = 20
 """Functions taken from one file, at most, so that no file makes up a large share."""
+GENERATED_PER_FILE = 7
 LARGEST = 500_000
 """Bytes of a file that is read, at most."""
 NOT_OURS = frozenset({"site-packages", "dist-packages", "__pycache__", "node_modules"})
@@ -136,6 +138,19 @@ def sample_functions(
     if not found:
         raise BadInput(f"{root} holds no {name} function that parses and has at most {max_tokens} tokens")
     return tuple(found)
+
+
+def generated_functions(n: int, *, seed: int = 0) -> tuple[Snippet, ...]:
+    """`n` Python functions of the templates that the bundled model was trained on, no two alike, seven to a file.
+
+    Raises BadInput for less than one.
+    """
+    if n < 1:
+        raise BadInput(f"{n} functions were asked for; at least 1 can be had")
+    rng, found = Random(f"functions {seed}"), dict[str, None]()
+    while len(found) < n:
+        found[generated_function(rng)] = None
+    return tuple(Snippet(code, parse(code, "python"), f"{i // GENERATED_PER_FILE}.py") for i, code in enumerate(found))
 
 
 def split_by_file(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from interp.errors import BadInput
 from probes.ast.tree import Constituent, Leaf, Node, Tree, TreeTuple
@@ -78,3 +79,8 @@ def balanced(n: int) -> tuple[float, ...]:
             d[middle] = height
             spans += [(first, middle, height - 1), (middle + 1, last, height - 1)]
     return tuple(d)
+
+
+def shaped(trees: Sequence[TreeTuple], shape: Callable[[int], tuple[float, ...]]) -> list[TreeTuple]:
+    """The same labels in trees of a fixed shape, such as `right_branching`."""
+    return [replace(each, d=shape(len(each.u))) for each in trees]

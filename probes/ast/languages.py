@@ -30,6 +30,9 @@ class Language:
     blocks: frozenset[str] = frozenset()
 
 
+DEEPEST = 300
+"""Levels of a tree that is read: more would not fit the interpreter's stack."""
+
 LANGUAGES = {
     "python": Language("tree-sitter-python", (".py",), frozenset({"function_definition"}), frozenset({"block"})),
     "javascript": Language(
@@ -64,10 +67,15 @@ def parser(name: str) -> tree_sitter.Parser:
 def parse(code: str, name: str) -> Tree:
     """The syntax tree of a piece of code; strings are single leaves, and comments are no part of it.
 
-    Raises BadInput where the code does not parse, saying where, and where it is empty.
+    Raises BadInput where the code does not parse, saying where, where it is empty and where it is nested too deeply.
     """
-    source = code.encode()
+    try:
+        source = code.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"this is no text: character {error.start + 1} of {code[:60]!r} is half of one") from error
     root = parser(name).parse(source).root_node
+    if _depth(root) > DEEPEST:
+        raise BadInput(f"{code[:60]!r} … is nested more than {DEEPEST} levels deep")
     for node in walk(root):
         if node.is_error or node.is_missing or (node.is_named and node.start_byte == node.end_byte):
             row, column = node.start_point
@@ -87,6 +95,14 @@ def walk(root: tree_sitter.Node, inside: frozenset[str] | None = None) -> Iterat
         yield node
         if inside is None or node.type not in inside:
             waiting += reversed(node.children)
+
+
+def _depth(root: tree_sitter.Node) -> int:
+    """How many levels of nodes there are; counting ends beyond the deepest that is read."""
+    level, depth = [root], 0
+    while level and depth <= DEEPEST:
+        level, depth = [child for node in level for child in node.children], depth + 1
+    return depth
 
 
 def _tree(node: tree_sitter.Node, before: np.ndarray) -> Tree | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 KIND = "ast-probe"
 LABELS_FILE = "labels.json"
+CONTROL = "control."
+"""What the names of the controls' probes begin with in a run."""
 PROBE, UNTRAINED, SHIFTED, FOLLOWING = "probe", "untrained", "shifted", "following token"
 SHAPES = {"right-branching": right_branching, "balanced": balanced}
 """Baselines: these shapes, whatever the code, with the labels that the probe of the same layer gives."""
@@ -46,6 +48,7 @@ class AstStudy:
         curves: series, site and rank of the rows of `f1`.
         files: `[function]`: the file of every test function.
         probes: the probe of every site, of the model, at the reference rank.
+        controls: the probe of each trained control, at its best site on the validation functions.
     """
 
     frame: pd.DataFrame
@@ -56,11 +59,17 @@ class AstStudy:
     probes: Mapping[str, AstProbe]
     model: Mapping[str, Any]
     parameters: Mapping[str, Any]
+    controls: Mapping[str, AstProbe] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
             f"AstStudy({self.model['name']}: {len(self.probes)} sites, best {self.best}, {len(self.files)} functions)"
         )
+
+    @property
+    def title(self) -> str:
+        """Model, language and where the code is from."""
+        return f"{self.model['name']}, {self.parameters['language']} ({self.parameters['source']})"
 
     @property
     def best(self) -> str:
@@ -108,9 +117,12 @@ class AstStudy:
                 rows.append({**about, **gap, "beyond": beyond})
         return pd.DataFrame(rows)
 
-    def similarities(self) -> pd.DataFrame:
-        """How alike the subspaces of the layers are (`subspaces.similarities`)."""
-        return similarities(self.probes)
+    def similarities(self, other: AstStudy | None = None) -> pd.DataFrame:
+        """How alike the layers' subspaces are, those of this study or of this (rows) and another (columns).
+
+        `subspaces.similarities`. Raises BadInput for studies of models of different widths.
+        """
+        return similarities(self.probes, None if other is None else other.probes)
 
     def probe(self, site: str) -> AstProbe:
         """The probe of a site. Raises BadInput naming those there are."""
@@ -129,16 +141,18 @@ class AstStudy:
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder: the table, all functions' F1, the probes, and the tables of types and comparisons."""
+        named = {**self.probes, **{f"{CONTROL}{name}": probe for name, probe in self.controls.items()}}
         arrays = {
-            f"{name}.{site}": getattr(probe, name).numpy()
-            for site, probe in self.probes.items()
+            f"{name}.{key}": getattr(probe, name).numpy()
+            for key, probe in named.items()
             for name in ("projection", "offset", "c", "u")
         }
         first = next(iter(self.probes.values()))
         labels = {
             "c": first.labels.c,
             "u": first.labels.u,
-            "orthogonality": {s: p.orthogonality for s, p in self.probes.items()},
+            "orthogonality": {key: probe.orthogonality for key, probe in named.items()},
+            "controls": {name: probe.site for name, probe in self.controls.items()},
             "files": self.files,
         }
         return save_run(
@@ -160,27 +174,25 @@ class AstStudy:
 
     @classmethod
     def load(cls, path: str | Path) -> AstStudy:
-        """Read what `save` wrote. Raises UnreadableFile."""
-        run = load_run(path)
-        if run.record.kind != KIND:
-            raise UnreadableFile(f"{path} is a run of {run.record.kind}, not of an AST probe")
-        try:
-            held = json.loads((run.path / LABELS_FILE).read_text(encoding="utf-8"))
-            types, curves = (pd.read_parquet(run.path / f"{name}.parquet") for name in ("types", "curves"))
-        except (OSError, ValueError) as error:
-            raise UnreadableFile(f"{path} cannot be read: {error}") from error
+        """Read what `save` wrote. Raises UnreadableFile, and BadInput for a run of another kind."""
+        run = load_run(path, KIND)
+        held = _held(run.path / LABELS_FILE)
         labels = Labels(tuple(map(tuple, held["c"])), tuple(map(tuple, held["u"])))
-        arrays = run.arrays
+        width = run.record.model.get("width")
 
-        def probe(site: str, off: float) -> AstProbe:
-            projection, offset, c, u = (
-                torch.from_numpy(arrays[f"{n}.{site}"]) for n in ("projection", "offset", "c", "u")
-            )
-            return AstProbe(site, projection, offset, c, u, labels, off)
+        def probe(key: str, site: str) -> AstProbe:
+            projection = run.array(f"projection.{key}", width, None)
+            rank = projection.shape[1]
+            rest = (run.array(f"offset.{key}", rank), run.array(f"c.{key}", rank, len(labels.c)))
+            parts = (projection, *rest, run.array(f"u.{key}", rank, len(labels.u)))
+            return AstProbe(site, *map(torch.from_numpy, parts), labels, held["orthogonality"][key])
 
-        probes = {site: probe(site, off) for site, off in held["orthogonality"].items()}
+        controls = {name: probe(f"{CONTROL}{name}", site) for name, site in held["controls"].items()}
+        probes = {key: probe(key, key) for key in held["orthogonality"] if not key.startswith(CONTROL)}
+        curves, files = run.table("curves"), tuple(held["files"])
+        f1 = run.array("f1", len(curves), len(files))
         parameters = {k: v for k, v in run.record.parameters.items() if k not in ("best", "saturation_rank")}
-        return cls(run.frame, types, arrays["f1"], curves, tuple(held["files"]), probes, run.record.model, parameters)
+        return cls(run.frame, run.table("types"), f1, curves, files, probes, run.record.model, parameters, controls)
 
     def _of(self, series: str, site: str, rank: int) -> tuple[np.ndarray, Any]:
         """F1 of every function, and the row of the table."""
@@ -189,6 +201,18 @@ class AstStudy:
         rows = f[(f.series == series) & (f.site == site) & (f["rank"] == rank)]
         (row,) = rows[(rows.metric == "f1") & (rows.split == "test")].itertuples()
         return self.f1[at], row
+
+
+def _held(file: Path) -> dict[str, Any]:
+    """What a run says of its probes; older ones keep no controls. Raises UnreadableFile."""
+    try:
+        held: dict[str, Any] = {"controls": {}} | json.loads(file.read_text(encoding="utf-8"))
+        missing = {"c", "u", "orthogonality", "files"} - held.keys()
+    except (OSError, ValueError, TypeError) as error:
+        raise UnreadableFile(f"{file} cannot be read: {error}") from error
+    if missing:
+        raise UnreadableFile(f"{file} lacks {', '.join(sorted(missing))}")
+    return held
 
 
 def bootstrap_over_files(values: np.ndarray, files: Sequence[str], seed: int = 0) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import pandas as pd
 from interp.heads.scores import model_record
 from interp.tracing.model import Model
 from probes.ast.corpus import Split
-from probes.ast.decode import recovered
+from probes.ast.decode import recovered, shaped
 from probes.ast.leaves import Alignment, LeafStates, leaf_states
 from probes.ast.metrics import METRICS, by_type
 from probes.ast.probe import AstProbe
@@ -61,14 +61,17 @@ def ast_study(
     types = by_type(zip(map(recovered, predicted[best]), (s.constituents for s in split.test), strict=True))
     for each in others:
         work.judge(PROBE, work.fit(states, each, [best])[best], states)
+    kept: dict[str, str] = {}
     if controls:
         for site, probe in probes.items():
             for name, shape in SHAPES.items():
-                work.note(name, probe, "test", [replace(each, d=shape(len(each.u))) for each in predicted[site]])
+                work.note(name, probe, "test", shaped(predicted[site], shape))
         states = {part: each.shifted() for part, each in states.items()}
         work.control(SHIFTED, states, settings)
-        states = work.read(untrained(model, seed), alignment)
+        fresh = untrained(model, seed)
+        states = work.read(fresh, alignment)
         work.control(UNTRAINED, states, settings)
+        kept = {"untrained": fresh.fingerprint}
         if causal:
             states = work.read(model, alignment, following=True)
             work.control(FOLLOWING, states, settings)
@@ -85,6 +88,7 @@ def ast_study(
         "files": {part: len({s.file for s in getattr(split, part)}) for part in PARTS},
         "split_seed": split.seed,
         "seed": seed,
+        **kept,
     }
     curves = pd.DataFrame(work.curves)
     return AstStudy(
@@ -96,6 +100,7 @@ def ast_study(
         probes,
         model_record(model),
         parameters,
+        work.controls,
     )
 
 
@@ -110,6 +115,7 @@ class _Work:
     rows: list[dict[str, Any]] = field(default_factory=list)
     curves: list[dict[str, Any]] = field(default_factory=list)
     f1: list[np.ndarray] = field(default_factory=list)
+    controls: dict[str, AstProbe] = field(default_factory=dict)
     done: int = 0
 
     def read(self, model: Model, alignment: Alignment, following: bool = False) -> States:
@@ -126,8 +132,10 @@ class _Work:
         return probes
 
     def control(self, series: str, states: States, settings: Settings) -> None:
-        for probe in self.fit(states, settings).values():
+        probes = self.fit(states, settings)
+        for probe in probes.values():
             self.judge(series, probe, states)
+        self.controls[series] = max(probes.values(), key=lambda probe: self.validated(probe.site, series))
 
     def judge(self, series: str, probe: AstProbe, states: States) -> list[TreeTuple]:
         """Note how good a probe is, and return what it says of the test functions."""
@@ -162,10 +170,10 @@ class _Work:
                 self.curves.append(about)
                 self.f1.append(values)
 
-    def validated(self, site: str) -> float:
+    def validated(self, site: str, series: str = PROBE) -> float:
         """F1 of the site's first probe on the validation functions."""
-        rows = (row for row in self.rows if (row["site"], row["split"], row["metric"]) == (site, "valid", "f1"))
-        return float(next(rows)["value"])
+        wanted = (series, site, "valid", "f1")
+        return float(next(r["value"] for r in self.rows if (r["series"], r["site"], r["split"], r["metric"]) == wanted))
 
     def files(self, part: str) -> tuple[str, ...]:
         return tuple(snippet.file for snippet in getattr(self.split, part))

@@ -82,10 +82,55 @@ def test_the_recovered_tree_is_printed_beside_the_true_one(
     assert only["f1"] == pytest.approx(2 * precision * recall / (precision + recall) if said & true else 0, abs=0.05)
 
 
+def test_controls_read_beside_the_probe_unless_they_are_left_out(
+    interp: Interp, random_llama: Path, code: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert interp("probe", "ast", "fit", random_llama, "--folder", code, *QUICK, "--out", run).code == 0
+    command = ("probe", "ast", "parse", random_llama, code / "0.py", "--probe", run)
+    (first, *_) = interp(*command, "--json").json["functions"]
+    readers = {each["reader"] for each in first["controls"]}
+    assert readers == {"embed", "untrained", "shifted", "following token", "right-branching", "balanced"} - {
+        "embed" if load_run(run).record.parameters["best"] == "embed" else ""
+    }
+    assert "Controls: " in interp(*command).err
+    assert "Controls: " not in interp(*command, "--no-controls").err
+
+
+def test_subspaces_are_compared_between_layers_and_between_studies(
+    interp: Interp, random_llama: Path, fitted: Path, code: Path, tmp_path: Path
+) -> None:
+    rows = interp("probe", "ast", "similarity", fitted, "--json").json["similarities"]
+    sites = ["embed", "resid_post.0", "resid_post.1"]
+    assert [row["row"] for row in rows[::3]] == sites
+    own = {(row["row"], row["column"]): row["similarity"] for row in rows}
+    for a in sites:
+        assert own[a, a] == pytest.approx(1)
+        for b in sites:
+            assert own[a, b] == pytest.approx(own[b, a])
+    other = tmp_path / "other"
+    options = ("--folder", code, *QUICK, "--no-controls", "--seed", 5, "--out", other)
+    assert interp("probe", "ast", "fit", random_llama, *options).code == 0
+    across = interp("probe", "ast", "similarity", fitted, other, "--figure", tmp_path / "map.html", "--json").json
+    assert all(row["similarity"] < 0.999 for row in across["similarities"])
+    assert (tmp_path / "map.html").stat().st_size > 1000
+    assert "at random 0.125" in interp("probe", "ast", "similarity", fitted).out
+
+
+def test_functions_like_the_bundled_models_need_no_folder(interp: Interp, random_llama: Path, tmp_path: Path) -> None:
+    command = ("probe", "ast", "fit", random_llama, "--generated", "-n", 28, *QUICK, "--no-controls")
+    done = interp(*command, "--out", tmp_path / "run", "--json")
+    assert done.json["functions"] == {"train": 14, "valid": 7, "test": 7}
+    refused = interp(*command, "--folder", tmp_path, "--out", tmp_path / "another")
+    assert refused.code == 2
+    assert "leave --folder" in " ".join(refused.err.split())
+
+
 @pytest.mark.parametrize(
     ("source", "options", "said"),
     [
         ("def f(:\n", (), "no python that parses: line 1"),
+        ("x = " + "(" * 400 + "1" + ")" * 400, (), "more than 300 levels deep"),
         ("# nothing\n", (), "there is no code"),
         ("def f():\n    return 1\n", ("--function", "def h"), "no function whose first line holds 'def h'"),
         ("def f():\n    return 1\n", ("--site", "resid_post.9"), "no probe of 'resid_post.9'"),
@@ -105,7 +150,7 @@ def test_code_that_cannot_be_parsed_is_refused(
 def test_a_probe_of_another_model_is_refused(interp: Interp, fitted: Path, code: Path) -> None:
     done = interp("probe", "ast", "parse", "pocket", code / "0.py", "--probe", fitted)
     assert done.code == 2
-    assert "was fitted to random-llama" in " ".join(done.err.split())
+    assert "probes of this study read random-llama" in " ".join(done.err.split())
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import streamlit as st
 
 from apps.explorer import show
-from apps.explorer.views import depth
+from apps.explorer.views import depth, syntax
 
 SECTIONS = {
     "depth": ("By depth", depth.section),
+    "syntax": ("Syntax trees", syntax.section),
 }
 """By the word in the address: the name on the page, and what draws it. The first one opens."""
 
