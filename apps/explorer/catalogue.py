@@ -47,7 +47,7 @@ def entry(name: str, folder: Path, path: Path) -> Entry:
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UnreadableFile(f"{path.name} leads out of the runs folder, so it is not opened")
-        for file in path.iterdir():
+        for file in path.rglob("*"):
             _require_modest(file)
         run = load_run(path)
         _require_types(run.record)
@@ -63,7 +63,8 @@ def chosen(found: Mapping[str, Entry], name: str) -> Run:
     run = found[name].run
     if run is None:
         raise UnreadableFile(found[name].problem)
-    _require_small_table(run.path / "table.parquet")
+    for file in run.path.glob("*.parquet"):
+        _require_small_table(file)
     return run
 
 

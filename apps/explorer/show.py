@@ -72,7 +72,7 @@ def _catalogue(state: tuple[tuple[str, str, Any], ...]) -> dict[str, Entry]:
 def _state(folder: Any) -> tuple[tuple[str, int], ...]:
     if not folder.is_dir():
         return ()
-    return tuple(sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir()))
+    return tuple(sorted((path.name, path.lstat().st_mtime_ns) for path in folder.iterdir()))
 
 
 def choose_run(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from apps.explorer.settings import samples_folder
 from interp.errors import BadInput, UnreadableFile
 from interp.heads.formats import FORMATS, read_mask
 from interp.heads.mask import HeadMask
+from interp.runs import load_run, save_run
+from tests.apps.reading import said
 
 export = pytest.importorskip("apps.explorer.views.export", reason="the explorer is an extra")
 
@@ -65,10 +67,44 @@ def test_an_upload_is_checked_for_size_type_and_content(name, content, error, se
 def test_downloads_follow_the_choice_of_run(draw):
     test = draw("export", export="samples/retrieval", model="none")
     labels = [button.proto.label for button in test.get("download_button")]
-    assert labels == ["Download the mask", "CSV", "Parquet", "result: HTML", "result: JSON"]
+    forms = [f"result: {form}" for form in ("HTML", "PNG", "SVG", "JSON")]
+    assert labels == ["Download the mask", "CSV", "Parquet", *forms]
     test.selectbox(key="format").select("duo").run()
     assert not test.error
     assert "Not kept" in "".join(caption.value for caption in test.caption)
-    test.selectbox(key="export").select("samples/ioi-circuit").run()
+
+
+@pytest.mark.parametrize("name", ["retrieval", "needles", "ioi-positions"])
+def test_every_table_of_a_run_can_be_downloaded_as_csv_and_parquet(name, draw):
+    folder = samples_folder() / name
+    tables = export.tables(load_run(folder))
+    assert tables[0] == "table"
+    assert {f"{table}.parquet" for table in tables} == {file.name for file in folder.glob("*.parquet")}
+    for table in tables:
+        test = draw("export", export=f"samples/{name}", table=table, model="none")
+        assert not test.exception
+        assert not test.warning
+        buttons = {button.proto.label: button for button in test.get("download_button")}
+        frame = pd.read_parquet(folder / f"{table}.parquet")
+        assert f"{len(frame):,} rows" in said(test)
+        assert {"CSV", "Parquet"} <= set(buttons)
+    test = draw("export", export=f"samples/{name}", table="../../run", model="none")
+    assert not test.exception
+    assert "There is no table" in test.warning[0].value
+
+
+def test_without_a_browser_pictures_are_off_and_the_way_around_is_named(draw, monkeypatch):
+    monkeypatch.setattr(export, "lacking_for_pictures", lambda: "PNG and SVG need something")
+    test = draw("export", export="samples/retrieval", model="none")
+    off = [button.proto.label for button in test.get("download_button") if button.proto.disabled]
+    assert off == ["result: PNG", "result: SVG"]
+    assert "the camera above a figure saves it as SVG" in said(test)
+
+
+def test_a_run_of_tables_alone_offers_no_figure(draw, own):
+    folder = own / "mine"
+    frame = pd.DataFrame({"a": [1, 2]})
+    save_run(folder, kind="somebody's", parameters={}, model={"name": "x"}, seed=0, frame=frame)
+    test = draw("export", export="runs/mine", model="none")
     assert [button.proto.label for button in test.get("download_button")] == ["CSV", "Parquet"]
-    assert json.loads((samples_folder() / "ioi-circuit" / "run.json").read_text())["kind"] == "circuit"
+    assert "tables only" in said(test)

@@ -1,4 +1,4 @@
-"""Export: a head mask in any format, a table, a figure, as files; and a mask read back."""
+"""Export: a head mask in any format, any table, any figure, as files; and a mask read back."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from apps.explorer.results import figures_of, result_of
 from interp.errors import BadInput, UnreadableFile
 from interp.heads.formats import FORMATS, Loss, read_mask, write_mask
 from interp.heads.mask import HeadMask, Reduction
+from interp.plots.export import PICTURES, figure_bytes, lacking_for_pictures
 from interp.runs import Run
 
 SUFFIXES = {"safetensors": ".safetensors", "npy": ".npy", "duo": ".zip"}
 """Of mask files; the others are JSON, and duo is a folder."""
+FIGURES = {".html": "text/html", ".png": "image/png", ".svg": "image/svg+xml", ".json": "application/json"}
+PARQUET = "application/vnd.apache.parquet"
 UPLOAD_BYTES = 20 * 2**20
 UPLOADS = ("json", "safetensors", "npy")
 
@@ -34,7 +37,7 @@ def page() -> None:
         name = run.path.name
         st.subheader("Head mask")
         show.part(_mask, run, name)
-        st.subheader("Table")
+        st.subheader("Tables")
         show.part(_table, run, name)
         st.subheader("Figures")
         show.part(_figures, run, name)
@@ -88,12 +91,28 @@ def mask_file(mask: HeadMask, form: str) -> tuple[bytes, tuple[Loss, ...]]:
         return packed.getvalue(), losses
 
 
+def tables(run: Run) -> list[str]:
+    """The names of a run's tables, that of its result first."""
+    further = sorted(path.stem for path in run.path.glob("*.parquet"))
+    return ["table", *(name for name in further if name != "table")]
+
+
 def _table(run: Run, name: str) -> None:
-    frame = run.frame
-    st.caption(f"{len(frame):,} rows of {len(frame.columns)} columns")
+    names = tables(run)
+    show.refuse_unknown("table", names, "table")
+    which = st.selectbox("Table", names, key="table", bind="query-params", format_func=_said)
+    frame = run.table(which)
+    file = name if which == "table" else f"{name}-{which}"
+    st.caption(f"{len(frame):,} rows of {len(frame.columns)} columns: {show.text(', '.join(map(str, frame)))}")
     left, right = st.columns(2)
-    left.download_button("CSV", lambda: frame.to_csv(index=False).encode(), f"{name}.csv", "text/csv", key="csv")
-    right.download_button("Parquet", (run.path / "table.parquet").read_bytes(), f"{name}.parquet", key="parquet")
+    left.download_button("CSV", lambda: frame.to_csv(index=False).encode(), f"{file}.csv", "text/csv", key="csv")
+    right.download_button(
+        "Parquet", (run.path / f"{which}.parquet").read_bytes, f"{file}.parquet", PARQUET, key="parquet"
+    )
+
+
+def _said(table: str) -> str:
+    return "of the result" if table == "table" else table
 
 
 def _figures(run: Run, name: str) -> None:
@@ -101,16 +120,20 @@ def _figures(run: Run, name: str) -> None:
     if not figures:
         st.info(f"Runs of kind {show.text(run.record.kind)} are tables only.")
         return
+    lacking = lacking_for_pictures()
+    if lacking:
+        st.info(f"{show.text(lacking)}. On any page, the camera above a figure saves it as SVG.")
     for what, drawn in figures.items():
         file = f"{name}-{what.replace(' ', '-')}"
-        left, right = st.columns(2)
-        left.download_button(
-            f"{what}: HTML",
-            partial(drawn.to_html, include_plotlyjs=True),
-            f"{file}.html",
-            key=f"html-{what}",
-        )
-        right.download_button(f"{what}: JSON", drawn.to_json, f"{file}.json", "application/json", key=f"json-{what}")
+        for column, (suffix, mime) in zip(st.columns(len(FIGURES)), FIGURES.items(), strict=True):
+            column.download_button(
+                f"{what}: {suffix[1:].upper()}",
+                partial(figure_bytes, drawn, suffix),
+                f"{file}{suffix}",
+                mime,
+                key=f"{what}{suffix}",
+                disabled=bool(lacking) and suffix in PICTURES,
+            )
 
 
 def _read_back() -> None:
