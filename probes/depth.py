@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ class ConceptDepth:
         return f"ConceptDepth({names})"
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.points().to_html(index=False)}"
+        return f"<p>{escape(repr(self))}</p>{self.summary.to_html(index=False)}"
 
     @cached_property
     def curves(self) -> pd.DataFrame:
@@ -113,6 +114,27 @@ class ConceptDepth:
             rows.append({**row, "layers": len(right), "n": right.shape[1]})
         return pd.DataFrame(rows)
 
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row a model, data set and site: its best layer without perturbation, what controls reach there, points.
+
+        `majority` is the share of the largest class. A control that was not run is absent.
+        """
+        rows = self.frame[(self.frame.metric == "accuracy") & (self.frame.condition == REFERENCE)]
+        probes = rows[(rows.series == "probe") & (rows.layer >= 0)]
+        found = probes.loc[probes.groupby(["model", "dataset", "site"], sort=False).value.idxmax()]
+        keys = ["model", "dataset"]
+        best = found[[*keys, "site", "layer", "value", "low", "high", "n", "majority"]]
+        for series in dict.fromkeys(rows.series[rows.series != "probe"]):
+            control = rows[rows.series == series].rename(columns={"value": series})
+            on = [*keys, "site", "layer"] if (control.layer >= 0).all() else keys
+            best = best.merge(control[[*on, series]], how="left", on=on)
+        points = self.points(condition=REFERENCE)
+        wanted = [name for name in points if name.startswith(("jump", "converging")) and not name.endswith("_defined")]
+        wanted = [name for name in wanted if "formula" not in name]
+        best = best.merge(points[[*keys, "site", *wanted]], how="left", on=[*keys, "site"]) if len(points) else best
+        return best.rename(columns={"layer": "best_layer", "value": "accuracy"})
+
     def selectivity(self) -> pd.DataFrame:
         """Accuracy of each probe minus that on control labels (Hewitt & Liang 2019), paired over examples."""
         return self._differences("series", "probe", ["control"], "selectivity")
@@ -135,9 +157,7 @@ class ConceptDepth:
 
         Raises BadInput for another model than theirs, and where the run keeps no probes.
         """
-        own = tuple(each for each in self.directions if each.model == model.spec.name)
-        fingerprint = self.models.get(model.spec.name, {}).get("fingerprint")
-        chosen = of_model(model, own, dataset, fingerprint)
+        chosen = of_model(model, self.directions, dataset, self.models)
         return read_text(model, text, chosen, self.parameters["at"], self.parameters["probe"])
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:

@@ -60,7 +60,7 @@ class LinearProbes:
 
     def read(self, model: Model, text: str, dataset: str) -> Reading:
         """What the probes say of a text at every site. Raises BadInput for another model, and where none are kept."""
-        chosen = of_model(model, self.directions, dataset, self.model.get("fingerprint"))
+        chosen = of_model(model, self.directions, dataset, {str(self.model["name"]): self.model})
         return read_text(model, text, chosen, self.parameters["at"], self.parameters["probe"])
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:

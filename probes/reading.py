@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -73,15 +73,19 @@ def read_text(model: Model, text: str, directions: Sequence[Directions], at: At,
 
 
 def of_model(
-    model: Model, directions: Sequence[Directions], dataset: str, fingerprint: str | None
+    model: Model, directions: Sequence[Directions], dataset: str, models: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Directions, ...]:
-    """The directions of one data set on this model. Raises BadInput for another model's and for no such data set."""
-    if fingerprint != model.fingerprint:
-        raise BadInput(f"the probes were fitted to {fingerprint}, not to {model.spec.name} ({model.fingerprint})")
-    names = list(dict.fromkeys(each.dataset for each in directions))
-    if directions and dataset not in names:
+    """The directions of one data set on this model; `models` are the run's records of models, by name.
+
+    Raises BadInput where they are of other models, and for no such data set.
+    """
+    own = [each for each in directions if models.get(each.model, {}).get("fingerprint") == model.fingerprint]
+    if directions and not own:
+        raise BadInput(f"the run's probes are of {', '.join(models)}, not of {model.spec.name} ({model.fingerprint})")
+    names = list(dict.fromkeys(each.dataset for each in own))
+    if own and dataset not in names:
         raise BadInput(f"there are no probes of {dataset!r} here; {choose(dataset, names)}")
-    return tuple(each for each in directions if each.dataset == dataset)
+    return tuple(each for each in own if each.dataset == dataset)
 
 
 def examples(data: LabelledTexts) -> dict[str, str]:

@@ -28,6 +28,8 @@ ANY_ORDER = "any order"
 ORDERS = 20
 """Random orders that are averaged: of all samples for the control, of equally good ones for a score."""
 PICKS_FILE = "picks.jsonl"
+SHARE = {"mean": "share of right samples", "majority": "majority right", "greedy": "greedy right"}
+"""Columns of `Ranking.questions` by way of picking."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,6 +55,17 @@ class Ranking:
     def checked(self) -> bool:
         """Whether the traces are known to be right or wrong, so that the picks can be judged."""
         return len(self.frame) > 0
+
+    @property
+    def questions(self) -> pd.DataFrame:
+        """The picks of every question and, where the traces were checked, how right they are (a tied vote in part)."""
+        found = self.picks.copy()
+        for number, row in enumerate(self.frame.itertuples()):
+            if row.pick in ("mean", "majority", "greedy"):
+                found[SHARE[row.pick]] = self.by_question[number]
+            elif row.pick == "top-maj" and row.score == "clue":
+                found[f"top-maj@{row.k} right"] = self.by_question[number]
+        return found
 
     def against(self, k: int) -> pd.DataFrame:
         """CLUE's top-maj@k less every other way of picking, paired over questions.

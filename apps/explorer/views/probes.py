@@ -5,13 +5,14 @@ from __future__ import annotations
 import streamlit as st
 
 from apps.explorer import show
-from apps.explorer.views import depth, syntax
+from apps.explorer.views import clue, depth, syntax
 
 SECTIONS = {
     "depth": ("By depth", depth.section),
     "syntax": ("Syntax trees", syntax.section),
+    "clue": ("Right answers (CLUE)", clue.section),
 }
-"""By the word in the address: the name on the page, and what draws it. The first one opens."""
+"""By the word in the address: the heading, and what draws it. The first one opens."""
 
 
 @show.page
@@ -25,8 +26,8 @@ def page() -> None:
         required=True,
         key="show",
         bind="query-params",
-        format_func=lambda name: SECTIONS[name][0],
         label_visibility="collapsed",
     )
-    if chosen is not None:
-        show.part(SECTIONS[chosen][1])
+    heading, section = SECTIONS[str(chosen)]
+    st.header(heading)
+    show.part(section)
