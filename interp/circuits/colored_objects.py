@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from interp.circuits.discovery import Discovery, RoleTest, Stage, Thresholds
+from interp.circuits.discovery import Discovery, Thresholds
 from interp.circuits.knockout import Knockout, knockout
+from interp.circuits.stage import RoleTest, Stage
 from interp.circuits.stages import discover
 from interp.tasks.colored_objects import WRONG_COLORS, Style, colored_object_prompts
 from interp.tasks.prompts import PromptSet

@@ -1,4 +1,4 @@
-"""What the staged discovery of a circuit is told and what it finds: stages, tests of roles, and their results."""
+"""What the staged discovery of a circuit finds: heads with roles, their effects, and the circuit they make."""
 
 from __future__ import annotations
 
@@ -7,45 +7,21 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from interp.circuits.circuit import Circuit
-from interp.circuits.evidence import CopyScores, Link
+from interp.circuits.evidence import CopyScores
+from interp.circuits.stage import StageResult
 from interp.errors import BadInput
 from interp.heads.ablation import Head
-from interp.patching.path import PathPatchingResult
-from interp.runs import Run, save_run
+from interp.runs import Run, load_run, save_run
 from interp.stats import Interval, bootstrap_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-
-@dataclass(frozen=True)
-class RoleTest:
-    """What makes a head of a stage one of `role`: attention along `link`, the sign of its effect, what it copies.
-
-    `copies`: 1 for heads that write what they attend to, -1 for those that write against it, 0 where it is no matter.
-    """
-
-    role: str
-    link: Link
-    sign: Literal[1, -1] = 1
-    copies: Literal[1, 0, -1] = 0
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Senders at the position `at`, to the `component` of the heads that have the roles `feeds` (none: the logits)."""
-
-    name: str
-    feeds: tuple[str, ...]
-    component: Literal["logits", "q", "k", "v"]
-    at: str
-    tests: tuple[RoleTest, ...]
 
 
 @dataclass(frozen=True)
@@ -63,44 +39,8 @@ class Thresholds:
                 raise BadInput(f"the threshold {name}={value} is not a share between 0 and 1")
 
 
-@dataclass(frozen=True, eq=False)
-class StageResult:
-    """What a stage found: the effect of every sender and the attention along every link, `[layer head]`.
-
-    `patched` is None where no head of the roles it feeds was found after the first layer, so that none can be fed.
-    """
-
-    stage: Stage
-    receivers: tuple[Head, ...]
-    patched: PathPatchingResult | None
-    attention: Mapping[Link, np.ndarray]
-    found: Mapping[Head, str]
-
-    @property
-    def effects(self) -> np.ndarray:
-        """Share of the way to the corrupted logit difference, `[layer head]`; 0 for heads that sent nothing."""
-        shape = next(iter(self.attention.values())).shape
-        return np.zeros(shape) if self.patched is None else np.nan_to_num(self.patched.effects)
-
-    @property
-    def certain(self) -> np.ndarray:
-        """How far the interval of every effect stays away from 0, `[layer head]`; 0 where it holds 0."""
-        grid = np.zeros(self.effects.shape)
-        if self.patched is not None:
-            frame = self.patched.frame
-            away = np.maximum(frame["effect_ratio_of_means_low"], -frame["effect_ratio_of_means_high"])
-            grid[frame["layer"], frame["head"]] = np.nan_to_num(away).clip(0)
-        return grid
-
-    @property
-    def moved(self) -> tuple[np.ndarray, np.ndarray]:
-        """How far every prompt's logit difference moved, `[prompt layer head]`, and the way it had to go `[prompt]`."""
-        assert self.patched is not None
-        clean = self.patched.clean[0]
-        grid = np.zeros((len(clean), *self.effects.shape))
-        layers, heads = zip(*self.patched.senders, strict=True)
-        grid[:, layers, heads] = self.patched.values[:, 0].T - clean[:, None]
-        return grid, self.patched.corrupted[0] - clean
+RECORDED = ("task", "accuracy", "contrast", "roles", "copied_tokens", "stages", "evaluations")
+"""What a run of a circuit says besides the parameters of its discovery."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -161,6 +101,11 @@ class Discovery:
         """Of every head the largest absolute effect of any stage, `[layer head]`."""
         return np.abs(self.effects)
 
+    def strongest(self, size: int) -> tuple[Head, ...]:
+        """The heads with the largest scores, largest first, as a faithfulness curve of the scores takes them in."""
+        order = np.argsort(-self.scores, axis=None, kind="stable")[:size]
+        return tuple(divmod(int(i), self.scores.shape[1]) for i in order)
+
     def circuit(self, size: int | None = None, at: str | None = None) -> Circuit:
         """The heads whose effect at some stage reaches the threshold and is no accident of the prompts, with roles.
 
@@ -197,32 +142,64 @@ class Discovery:
 
     def plot(self) -> go.Figure:
         """The heads with roles, layer by layer, and which of them feed which."""
-        from interp.plots.circuits import circuit_graph
+        from interp.plots.circuit_graph import circuit_graph
 
         return circuit_graph(self)
 
     def _repr_html_(self) -> str:
         return f"<p>{self!r}</p>{self.frame.head(20).to_html(index=False)}"
 
-    def save(self, path: str | Path, started: datetime | None = None, **files: Any) -> Run:
-        """Write a run folder: the frame, and every stage's effects. Raises UnwritableOutput."""
+    @property
+    def record(self) -> dict[str, Any]:
+        """What JSON keeps of it; the numbers are in `arrays`."""
+        return {
+            "task": self.task,
+            "accuracy": self.accuracy,
+            "contrast": asdict(self.contrast),
+            "roles": {role: [list(head) for head in heads] for role, heads in self.by_role.items()},
+            "copied_tokens": self.copies.n,
+            "stages": [result.record for result in self.stages],
+            **self.parameters,
+        }
+
+    def arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """The copy scores and the arrays of every stage, by names that begin with `prefix`."""
+        copies = {f"{prefix}copy": self.copies.positive, f"{prefix}anti_copy": self.copies.negative}
+        return {name: array for result in self.stages for name, array in result.arrays(prefix).items()} | copies
+
+    @classmethod
+    def read(cls, run: Run, record: Mapping[str, Any], seed: int, prefix: str = "") -> Discovery:
+        """What `record` and `arrays` wrote into a run. Raises UnreadableFile."""
+        parameters = {name: value for name, value in record.items() if name not in RECORDED}
+        positive, negative = (run.array(f"{prefix}{name}", *run.heads) for name in ("copy", "anti_copy"))
+        return cls(
+            task=record["task"],
+            stages=tuple(StageResult.read(run, stage, prefix) for stage in record["stages"]),
+            copies=CopyScores(positive, negative, record["copied_tokens"]),
+            accuracy=record["accuracy"],
+            model=run.record.model,
+            parameters=parameters,
+            seed=seed,
+        )
+
+    def save(self, path: str | Path, started: datetime | None = None) -> Run:
+        """Write a run folder: the frame, and what every stage measured. Raises UnwritableOutput."""
         return save_run(
             path,
             kind="circuit",
-            parameters={
-                "task": self.task,
-                "accuracy": self.accuracy,
-                "contrast": asdict(self.contrast),
-                "roles": {role: [list(head) for head in heads] for role, heads in self.by_role.items()},
-                **self.parameters,
-            },
+            parameters=self.record,
             model=self.model,
             seed=self.seed,
             frame=self.frame,
-            arrays={f"effects.{result.stage.name}": result.effects for result in self.stages},
-            files=files,
+            arrays=self.arrays(),
             started=started,
         )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Discovery:
+        """Read what `save`, or that of a `CircuitStudy`, wrote. Raises UnreadableFile, BadInput for another kind."""
+        run = load_run(path, "circuit")
+        return cls.read(run, run.record.parameters, run.record.seed)
 
 
 def _stage_frame(result: StageResult, copies: CopyScores) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from interp.heads.ablation import Head, check_heads
 from interp.heads.scores import model_record
 from interp.metrics import accuracy, logit_difference
 from interp.patching.sweep import sweep
-from interp.runs import Run, save_run
+from interp.runs import Run, load_run, save_run
 from interp.stats import wilson_interval
 from interp.tasks.colored_objects import WRONG_COLORS
 from interp.tasks.prompts import PromptSet
@@ -82,25 +82,51 @@ class Repair:
 
     def plot(self) -> go.Figure:
         """Accuracy before, after and under the controls."""
-        from interp.plots.circuits import repair_plot
+        from interp.plots.circuit_reuse import repair_plot
 
         return repair_plot(self)
 
     def _repr_html_(self) -> str:
         return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What JSON keeps of it; the numbers are in `arrays`."""
+        return {**self.parameters, "conditions": self.conditions}
+
+    def arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """What every condition made of every prompt, by names that begin with `prefix`."""
+        return {f"{prefix}correct": self.correct, f"{prefix}logit_differences": self.logit_differences}
+
+    @classmethod
+    def read(cls, run: Run, record: Mapping[str, Any], seed: int, prefix: str = "") -> Repair:
+        """What `record` and `arrays` wrote into a run. Raises UnreadableFile."""
+        conditions = tuple(
+            (name, tuple((layer, head) for layer, head in heads)) for name, heads in record["conditions"]
+        )
+        correct = run.array(f"{prefix}correct", len(conditions), None)
+        differences = run.array(f"{prefix}logit_differences", *correct.shape)
+        parameters = {name: value for name, value in record.items() if name != "conditions"}
+        return cls(conditions, correct, differences, run.record.model, parameters, seed)
+
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder. Raises UnwritableOutput."""
         return save_run(
             path,
             kind="circuit-repair",
-            parameters=self.parameters,
+            parameters=self.record,
             model=self.model,
             seed=self.seed,
             frame=self.frame,
-            arrays={"correct": self.correct, "logit_differences": self.logit_differences},
+            arrays=self.arrays(),
             started=started,
         )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Repair:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "circuit-repair")
+        return cls.read(run, run.record.parameters, run.record.seed)
 
 
 def repairing_components(discovery: Discovery) -> dict[str, tuple[Head, ...]]:

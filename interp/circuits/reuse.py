@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from interp.circuits.discovery import Discovery
+from interp.circuits.repair import Repair
 from interp.errors import BadInput
 from interp.heads.ablation import Head
-from interp.runs import Run, save_run
+from interp.runs import Run, load_run, save_run
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -31,7 +32,10 @@ RESAMPLES = 1_000
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CircuitReuse:
-    """What two discoveries on one model share. `frame` has a row for every share of heads, `agreement` one a role."""
+    """What two discoveries on one model share. `frame` has a row for every share of heads, `agreement` one a role.
+
+    `repair`: what heads of the first task do for the second, where that was tried too.
+    """
 
     a: Discovery
     b: Discovery
@@ -39,6 +43,7 @@ class CircuitReuse:
     agreement: pd.DataFrame
     parameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    repair: Repair | None = None
 
     def __repr__(self) -> str:
         row = self.frame.iloc[(self.frame["share"] - PUBLISHED_SHARE).abs().argmin()]
@@ -46,32 +51,72 @@ class CircuitReuse:
         names = f"{self.a.task} and {self.b.task} on {self.a.model['name']}"
         return f"CircuitReuse({names}: overlap {overlap} at the top {row.share:.0%} of each stage)"
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the two circuits are called: their tasks, told apart where they are the same."""
+        return _task_names(self.a, self.b)
+
     def heads(self, share: float = PUBLISHED_SHARE) -> tuple[frozenset[Head], frozenset[Head]]:
         """The heads of both circuits at a share."""
         return in_circuit(self.a, share), in_circuit(self.b, share)
 
+    def members(self, share: float = PUBLISHED_SHARE) -> pd.DataFrame:
+        """One row a head of either circuit at a share: which circuit ("both" or a task), role and effect in each."""
+        first, second = self.heads(share)
+        rows = []
+        for head in sorted(first | second):
+            circuit = "both" if head in first & second else self.names[head in second]
+            row: dict[str, Any] = {"layer": head[0], "head": head[1], "circuit": circuit}
+            for name, each in zip(self.names, (self.a, self.b), strict=True):
+                row |= {f"{name} role": each.roles.get(head, ""), f"{name} effect": each.effects[head]}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
     def plot(self) -> go.Figure:
-        """Overlap by share of heads, with its interval."""
-        from interp.plots.circuits import threshold_curve
+        """Overlap by share of heads, with its interval and its level by chance."""
+        from interp.plots.circuit_reuse import threshold_curve
 
         return threshold_curve(self)
 
     def _repr_html_(self) -> str:
         return f"<p>{self!r}</p>{self.frame.to_html(index=False)}{self.agreement.to_html(index=False)}"
 
-    def save(self, path: str | Path, started: datetime | None = None, **files: Any) -> Run:
-        """Write a run folder; `agreement.parquet` lies beside the table. Raises UnwritableOutput."""
-        effects = {f"{d.task}.{r.stage.name}": r.effects for d in (self.a, self.b) for r in d.stages}
+    def save(self, path: str | Path, started: datetime | None = None) -> Run:
+        """Write a run folder: the frame, both discoveries, the repair, `agreement.parquet`. Raises UnwritableOutput."""
+        parts = {"a": self.a, "b": self.b} | ({} if self.repair is None else {"repair": self.repair})
         return save_run(
             path,
             kind="circuit-reuse",
-            parameters=self.parameters,
+            parameters={
+                **self.parameters,
+                "parts": {name: {"seed": part.seed, "record": part.record} for name, part in parts.items()},
+            },
             model=self.a.model,
             seed=self.seed,
             frame=self.frame,
-            arrays=effects,
-            files={"agreement.parquet": self.agreement.to_parquet, **files},
+            arrays={k: array for name, part in parts.items() for k, array in part.arrays(f"{name}.").items()},
+            files={"agreement.parquet": self.agreement.to_parquet},
             started=started,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> CircuitReuse:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "circuit-reuse")
+        parameters = dict(run.record.parameters)
+        parts = parameters.pop("parts")
+
+        def part(of: Any, name: str) -> Any:
+            return of.read(run, parts[name]["record"], parts[name]["seed"], f"{name}.")
+
+        return cls(
+            a=part(Discovery, "a"),
+            b=part(Discovery, "b"),
+            frame=run.frame,
+            agreement=run.table("agreement"),
+            parameters=parameters,
+            seed=run.record.seed,
+            repair=part(Repair, "repair") if "repair" in parts else None,
         )
 
 
@@ -82,7 +127,8 @@ def circuit_reuse(
 
     overlap: shared heads over the union, whichever stages they come from. jaccard: the same of pairs (stage, head), so
     that a head counts as shared only where it does so in the same stage. Intervals resample the prompts of both tasks;
-    the receivers of later stages stay those that were found.
+    the receivers of later stages stay those that were found. Chance is what is left when the heads of the second
+    circuit are exchanged for random ones of their layers: mean and 95 % of `resamples` draws.
 
     Raises BadInput for discoveries on different models and shares outside (0, 1].
     """
@@ -96,13 +142,17 @@ def circuit_reuse(
     moved = [_moved(each, names) for each in (a, b)]
     means = [np.abs(each.mean(0))[None] for each in moved]
     drawn = [_resampled(each, resamples, rng) for each in moved]
+    exchanged = _exchanged(a.scores.shape, resamples, rng)
     rows = []
     for share in shares:
         once, again = ([strongest(effects, share) for effects in both] for both in (means, drawn))
+        chance = once[0], once[1][0][:, exchanged].swapaxes(0, 1)
         first, second = (in_circuit(each, share) for each in (a, b))
         row: dict[str, Any] = {"share": share, "per_stage": _count(share, moved[0].shape[-1])}
-        row |= _with_bounds("overlap", _jaccard(*map(_heads, once)), _jaccard(*map(_heads, again)))
-        row |= _with_bounds("jaccard", _jaccard(*map(_pairs, once)), _jaccard(*map(_pairs, again)))
+        for name, of in (("overlap", _heads), ("jaccard", _pairs)):
+            shared, resampled, by_chance = (_jaccard(*map(of, both)) for both in (once, again, chance))
+            row |= _with_bounds(name, shared[0], resampled)
+            row |= _with_bounds(f"{name}_chance", by_chance.mean(), by_chance)
         row |= {"shared": len(first & second), "union": len(first | second), "which": _named(first & second)}
         rows.append({**row, "n_a": len(moved[0]), "n_b": len(moved[1])})
     return CircuitReuse(
@@ -138,6 +188,7 @@ def strongest(effects: np.ndarray, share: float) -> np.ndarray:
 def role_agreement(a: Discovery, b: Discovery) -> pd.DataFrame:
     """One row a role that a head has in either task: the heads that have it in each, and shared over union."""
     first, second = a.by_role, b.by_role
+    names = _task_names(a, b)
     rows = []
     for role in dict.fromkeys([*first, *second]):
         here, there = set(first.get(role, ())), set(second.get(role, ()))
@@ -145,14 +196,18 @@ def role_agreement(a: Discovery, b: Discovery) -> pd.DataFrame:
         rows.append(
             {
                 "role": role,
-                a.task: _named(here),
-                b.task: _named(there),
+                names[0]: _named(here),
+                names[1]: _named(there),
                 "shared": len(both),
                 "union": len(either),
                 "agreement": len(both) / len(either),
             }
         )
-    return pd.DataFrame(rows, columns=["role", a.task, b.task, "shared", "union", "agreement"])
+    return pd.DataFrame(rows, columns=["role", *names, "shared", "union", "agreement"])
+
+
+def _task_names(a: Discovery, b: Discovery) -> tuple[str, str]:
+    return a.task, b.task if a.task != b.task else f"{b.task} again"
 
 
 def _moved(discovery: Discovery, names: Sequence[str]) -> np.ndarray:
@@ -170,6 +225,13 @@ def _resampled(moved: np.ndarray, resamples: int, rng: np.random.Generator) -> n
     n = len(moved)
     counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
     return np.abs(np.tensordot(counts, moved, axes=1)) / n
+
+
+def _exchanged(shape: tuple[int, ...], draws: int, rng: np.random.Generator) -> np.ndarray:
+    """All heads in random orders in which every head keeps its layer, `[draw head]`."""
+    layers, heads = shape
+    orders = rng.permuted(np.tile(np.arange(heads), (draws, layers, 1)), axis=-1)
+    return (orders + heads * np.arange(layers)[:, None]).reshape(draws, -1)
 
 
 def _count(share: float, heads: int) -> int:
@@ -192,9 +254,9 @@ def _jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((a & b).sum(-1), union, out=np.full(len(union), np.nan), where=union > 0)
 
 
-def _with_bounds(name: str, once: np.ndarray, again: np.ndarray) -> dict[str, float]:
-    low, high = np.nanquantile(again, [0.025, 0.975])
-    return {name: float(once[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+def _with_bounds(name: str, value: float, draws: np.ndarray) -> dict[str, float]:
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 def _named(heads: Iterable[Head]) -> str:

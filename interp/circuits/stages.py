@@ -13,8 +13,9 @@ from dataclasses import asdict
 import numpy as np
 
 from interp.circuits.circuit import all_heads
-from interp.circuits.discovery import Discovery, RoleTest, Stage, StageResult, Thresholds
+from interp.circuits.discovery import Discovery, Thresholds
 from interp.circuits.evidence import CopyScores, Link, attention_between, copy_scores
+from interp.circuits.stage import RoleTest, Stage, StageResult
 from interp.heads.ablation import Head
 from interp.heads.scores import model_record
 from interp.metrics import logit_difference

@@ -32,12 +32,11 @@ from interp.errors import BadInput
 from interp.runs import require_free
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from interp.circuits.curve import FaithfulnessCurve
     from interp.circuits.discovery import Discovery
     from interp.circuits.evaluation import CircuitEvaluation
     from interp.circuits.knockout import Knockout
+    from interp.circuits.study import CircuitStudy
     from interp.tasks.prompts import PromptSet
 
 app = typer.Typer(
@@ -48,7 +47,6 @@ app.command("reuse")(reuse)
 
 SCOPES = ("end", "everywhere")
 """Where heads outside the circuit are knocked out: at the last position, and at every one."""
-Evaluations = dict[str, "tuple[CircuitEvaluation, FaithfulnessCurve]"]
 
 
 @app.command()
@@ -158,14 +156,16 @@ def _report(
     about: dict[str, Any],
 ) -> None:
     """Evaluate, save and show."""
+    from interp.circuits.study import CircuitStudy
+
     size = size or max(1, found.scores.size // 4)
-    evaluations: Evaluations = {}
-    if knockout is not None:
-        for scope in SCOPES:
-            if (made := _evaluated(found, knockout, scope, size, random)) is not None:
-                evaluations[scope] = made
+    evaluations, curves = {}, {}
+    for scope in SCOPES if knockout is not None else ():
+        if (made := _evaluated(found, knockout, scope, size, random)) is not None:
+            evaluations[scope], curves[scope] = made
+    study = CircuitStudy(found, evaluations, curves)
     if to is not None:
-        found.save(to, started, **_tables(evaluations))
+        study.save(to, started)
     if json:
         emit(
             {
@@ -176,12 +176,12 @@ def _report(
                 "contrast": vars(found.contrast),
                 "parameters": {**found.parameters, **about, "size": size, "seed": found.seed},
                 "roles": found.by_role,
-                "evaluations": {scope: _record(*made) for scope, made in evaluations.items()},
+                "evaluations": {scope: _document(study, scope) for scope in study.evaluations},
                 "heads": found.frame.to_dict("records"),
             }
         )
         return
-    _show(found, evaluations, to)
+    _show(study, to)
 
 
 def _evaluated(
@@ -203,40 +203,23 @@ def _evaluated(
         return evaluation, faithfulness_curve(outside, found.scores, seed=found.seed, progress=report)
 
 
-def _parts(evaluation: CircuitEvaluation, curve: FaithfulnessCurve) -> dict[str, pd.DataFrame]:
-    """Everything that was measured, by name."""
-    return {
-        "numbers": evaluation.frame,
-        "random": evaluation.random,
-        "completeness": evaluation.completeness,
-        "minimality": evaluation.minimality,
-        "curve": curve.frame,
-    }
-
-
-def _record(evaluation: CircuitEvaluation, curve: FaithfulnessCurve) -> dict[str, Any]:
+def _document(study: CircuitStudy, scope: str) -> dict[str, Any]:
     """What `--json` says of one scope."""
-    tables = {name: table.to_dict("records") for name, table in _parts(evaluation, curve).items()}
+    evaluation, curve = study.evaluations[scope], study.curves[scope]
+    tables = {name: table.to_dict("records") for name, table in study.tables(scope).items()}
     areas = {"cpr": curve.cpr, "cmd": curve.cmd}
     return {**evaluation.summary(), **areas, "parameters": evaluation.parameters, **tables}
 
 
-def _tables(evaluations: Evaluations) -> dict[str, Any]:
-    """The files of a run: a table for every scope and measurement."""
-    return {
-        f"{scope}-{name}.parquet": table.to_parquet
-        for scope, made in evaluations.items()
-        for name, table in _parts(*made).items()
-    }
-
-
-def _show(found: Discovery, evaluations: Evaluations, to: Path | None) -> None:
+def _show(study: CircuitStudy, to: Path | None) -> None:
+    found = study.discovery
     roles = {role: " ".join(f"{a}.{b}" for a, b in heads) for role, heads in found.by_role.items()}
     facts = {"accuracy": f"{found.accuracy:.3f}", "contrast": found.contrast}
     show_facts(f"{found.task} circuit of {found.model['name']}", {**facts, **(roles or {"roles": "none found"})})
     for stage, part in found.frame.groupby("stage", sort=False):
         show_frame(f"stage: {stage}", part.dropna(axis=1, how="all").drop(columns="stage").head(8))
-    for scope, (evaluation, curve) in evaluations.items():
+    for scope, evaluation in study.evaluations.items():
+        curve = study.curves[scope]
         name = f"{len(evaluation.circuit.heads)} heads ({evaluation.circuit})"
         areas = f"CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}"
         show_frame(f"{name}, others knocked out {scope}; {areas}", evaluation.frame)

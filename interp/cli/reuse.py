@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,16 +67,15 @@ def reuse(
     a = discovered(ioi_circuit, loaded, people, thresholds, seed)
     b = discovered(colored_objects_circuit, loaded, scenes, thresholds, seed)
     shared = circuit_reuse(a, b, seed=seed)
-    repaired = None
     if test:
         fresh = colored_object_prompts(loaded.tokenizer, test, seed + 1, style=colors)
-        repaired = _repaired(loaded, a, forced, fresh, controls, seed)
+        shared = replace(shared, repair=_repaired(loaded, a, forced, fresh, controls, seed))
     if to is not None:
-        shared.save(to, started, **({} if repaired is None else {"repair.parquet": repaired.frame.to_parquet}))
+        shared.save(to, started)
     if json:
-        emit(_reuse_document(shared, repaired, to))
+        emit(_reuse_document(shared, to))
     else:
-        _show_reuse(shared, repaired, to)
+        _show_reuse(shared, to)
 
 
 def parse_heads(text: str) -> list[tuple[int, int]]:
@@ -105,7 +105,7 @@ def _repaired(
         return repair(model, prompts, components, controls=controls, seed=seed, progress=report)
 
 
-def _reuse_document(shared: CircuitReuse, repaired: Repair | None, to: Path | None) -> dict[str, Any]:
+def _reuse_document(shared: CircuitReuse, to: Path | None) -> dict[str, Any]:
     return {
         "run": None if to is None else str(to),
         "model": shared.a.model,
@@ -115,17 +115,18 @@ def _reuse_document(shared: CircuitReuse, repaired: Repair | None, to: Path | No
         "contrast": {each.task: vars(each.contrast) for each in (shared.a, shared.b)},
         "overlap": shared.frame.to_dict("records"),
         "roles": shared.agreement.to_dict("records"),
-        "repair": None if repaired is None else repaired.frame.to_dict("records"),
+        "repair": None if shared.repair is None else shared.repair.frame.to_dict("records"),
     }
 
 
-def _show_reuse(shared: CircuitReuse, repaired: Repair | None, to: Path | None) -> None:
+def _show_reuse(shared: CircuitReuse, to: Path | None) -> None:
     facts = {f"accuracy, {each.task}": f"{each.accuracy:.3f}" for each in (shared.a, shared.b)}
     show_facts(f"circuit reuse in {shared.a.model['name']}", facts)
-    columns = ("share", "per_stage", "overlap", "overlap_low", "overlap_high", "jaccard", "shared", "union", "which")
+    bounds = ("overlap", "overlap_low", "overlap_high", "overlap_chance")
+    columns = ("share", "per_stage", *bounds, "jaccard", "shared", "union", "which")
     show_frame("heads shared by the top of each stage", shared.frame, columns)
     show_frame("heads with the same role", shared.agreement)
-    if repaired is not None:
-        show_frame("attention at the end forced onto the wrong colors", repaired.frame)
+    if shared.repair is not None:
+        show_frame("attention at the end forced onto the wrong colors", shared.repair.frame)
     if to is not None:
         out.print(f"Run: {to}", markup=False, highlight=False, soft_wrap=True)

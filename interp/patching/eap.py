@@ -29,7 +29,7 @@ from interp.heads.scores import model_record
 from interp.metrics import BoundMetric, Metric
 from interp.patching.eap_graph import EdgeGraph, GraphShape
 from interp.patching.pairs import batches, bound, check_pairs, corrupted, differentiable, measured
-from interp.runs import Run, save_run
+from interp.runs import Run, load_run, save_run
 from interp.tasks.prompts import PromptSet
 from interp.tracing.backends.attachment import output_weights
 from interp.tracing.edits import Edit, patch
@@ -101,7 +101,12 @@ class EdgeScores:
         return save_run(
             path,
             kind="edge-scores",
-            parameters={**self.parameters, "method": self.method, "metric": self.metric},
+            parameters={
+                **self.parameters,
+                "method": self.method,
+                "metric": self.metric,
+                "parallel": self.shape.parallel,
+            },
             model=self.model,
             seed=0,
             frame=self.frame,
@@ -109,6 +114,16 @@ class EdgeScores:
             files={"importances.pt": self.graph().to_pt},
             started=started,
         )
+
+    @classmethod
+    def load(cls, path: str | Path) -> EdgeScores:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "edge-scores")
+        parameters = dict(run.record.parameters)
+        method, metric, parallel = (parameters.pop(name) for name in ("method", "metric", "parallel"))
+        shape = GraphShape(*run.heads, run.record.model["width"], parallel)
+        scores, errors = (run.array(name, *shape.edges.shape) for name in ("scores", "standard_errors"))
+        return cls(method, metric, shape, scores, errors, run.array("change", None), run.record.model, parameters)
 
 
 def edge_scores(

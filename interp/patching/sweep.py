@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,13 +30,16 @@ from interp.patching.plain import Plain
 from interp.patching.request import Group, Request, check
 from interp.patching.shared import Shared, refusal
 from interp.patching.work import Executor, Work
-from interp.runs import Journal, Run, save_run
+from interp.runs import Journal, Run, load_run, save_run
 from interp.tracing.batch import Prompts
+from interp.tracing.edit_files import load_edits, save_edits
 from interp.tracing.edits import Edit
 from interp.tracing.model import Model
 
 ExecutorName = Literal["auto", "shared", "plain"]
 EXECUTORS: tuple[ExecutorName, ...] = ("auto", "shared", "plain")
+METRIC_FIELDS = ("kind", "answers", "distractors", "position", "name")
+"""What JSON keeps of a metric."""
 MEMORY_SHARE = 0.25
 """Of the free memory, what a sweep takes unless told otherwise."""
 
@@ -74,16 +78,39 @@ class SweepResult:
         return f"<p>{self!r}</p>{self.frame.head(12).to_html(index=False)}"
 
     def save(self, path: str | Path) -> Run:
-        """Write a run folder: the table, and the arrays `values` and `base`. Raises UnwritableOutput."""
+        """Write a run folder: the table, the arrays, and the edits with their tensors. Raises UnwritableOutput."""
+        references = {f"reference.{i}": m.reference for i, m in enumerate(self.metrics) if m.reference is not None}
         return save_run(
             path,
             kind="sweep",
-            parameters=self.parameters,
+            parameters={
+                **self.parameters,
+                "metrics": [{name: getattr(m, name) for name in METRIC_FIELDS} for m in self.metrics],
+                "groups": [len(group) for group in self.edits],
+            },
             model=self.model,
             seed=0,
             frame=self.frame,
-            arrays={"values": self.values, "base": self.base},
+            arrays={
+                "values": self.values,
+                "base": self.base,
+                **{name: tensor.double().cpu().numpy() for name, tensor in references.items()},
+            },
+            files={"edits.json": lambda file: save_edits(file, [edit for group in self.edits for edit in group])},
         )
+
+    @classmethod
+    def load(cls, path: str | Path) -> SweepResult:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, "sweep")
+        parameters = dict(run.record.parameters)
+        metrics = [_metric(run, i, about) for i, about in enumerate(parameters.pop("metrics"))]
+        sizes = parameters.pop("groups")
+        edits = iter(load_edits(run.path / "edits.json"))
+        groups = tuple(tuple(islice(edits, size)) for size in sizes)
+        values = run.array("values", len(groups), len(metrics), None)
+        base = run.array("base", len(metrics), values.shape[2])
+        return cls(values, base, groups, tuple(metrics), run.record.model, parameters)
 
 
 def sweep(
@@ -148,6 +175,14 @@ def _executor(request: Request, wanted: ExecutorName) -> tuple[Executor, str]:
     if reason is not None:
         raise BadInput(f"executor='shared' cannot be used: {reason}; 'auto' and 'plain' run it whole")
     return Shared(request), "the model is causal, so an edit changes nothing before its layer and position"
+
+
+def _metric(run: Run, index: int, about: Mapping[str, Any]) -> Metric:
+    """The metric of this number, with the logits that it measures from, where there were some."""
+    tokens = {name: None if about[name] is None else tuple(about[name]) for name in ("answers", "distractors")}
+    name = f"reference.{index}"
+    reference = torch.from_numpy(run.array(name, None, None)) if name in run.arrays else None
+    return Metric(**{**about, **tokens, "reference": reference})
 
 
 def _described(index: int, group: Group) -> dict[str, Any]:

@@ -1,134 +1,68 @@
-"""Figures of head roles and circuits."""
+"""Figures of head roles and of how well a circuit explains a behaviour. The graph is in `circuit_graph.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
-from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
 from interp.circuits.curve import FaithfulnessCurve
-from interp.circuits.discovery import Discovery
 from interp.circuits.evaluation import CircuitEvaluation
-from interp.circuits.repair import Repair
-from interp.circuits.reuse import CircuitReuse
-from interp.plots.template import COLOURS, INK, SEQUENTIAL, TEMPLATE, literal, transparent
+from interp.plots.template import COLOURS, INK, SEQUENTIAL, TEMPLATE, transparent
+
+CIRCUIT, RANDOM = COLOURS[0], COLOURS[1]
+SCOPES = {"everywhere": "at every position", "end": "at the last position"}
+ROW_PIXELS = 26
 
 
 def role_maps(scores: Mapping[str, np.ndarray], title: str = "") -> go.Figure:
     """Heat maps of `[layer head]` scores between 0 and 1 side by side, one a role, on one colour scale."""
-    figure = make_subplots(cols=len(scores), subplot_titles=list(scores), shared_yaxes=True)
-    for column, values in enumerate(scores.values(), 1):
-        hover = "layer %{y}, head %{x}: %{z:.3f}<extra></extra>"
+    figure = make_subplots(cols=len(scores), subplot_titles=list(scores), shared_yaxes=True, horizontal_spacing=0.02)
+    for column, (role, values) in enumerate(scores.items(), 1):
+        hover = f"{role}<br>head %{{y}}.%{{x}}: %{{z:.3f}}<extra></extra>"
         figure.add_trace(go.Heatmap(z=values, coloraxis="coloraxis", hovertemplate=hover), row=1, col=column)
-    layers = len(next(iter(scores.values())))
-    figure.update_yaxes(autorange="reversed", dtick=max(1, layers // 16))
-    figure.update_xaxes(title="head")
+    layers, heads = next(iter(scores.values())).shape
+    figure.update_yaxes(autorange="reversed", dtick=max(1, layers // 16), showgrid=False)
+    figure.update_xaxes(title="head", dtick=max(1, -(-heads // 8)), showgrid=False)
     figure.update_layout(
-        title=literal(title),
+        title=title,
         template=TEMPLATE,
         yaxis_title="layer",
+        margin={"t": 90},
         coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": 1, "colorbar": {"title": "score"}},
     )
     return figure
 
 
-def circuit_graph(discovery: Discovery) -> go.Figure:
-    """Heads with roles by layer, coloured by role, an edge from every head to those whose inputs it was found to feed.
-
-    Line widths and dot sizes grow with the effect of the stage that found the head.
-    """
-    places = _places(discovery)
-    figure = go.Figure()
-    for result in discovery.stages:
-        for head in result.found:
-            effect = abs(float(result.effects[head]))
-            for target in result.receivers or ("logits",):
-                if target not in places or (isinstance(target, tuple) and target[0] <= head[0]):
-                    continue  # what a head writes is read in later layers alone
-                (x0, y0), (x1, y1) = places[head], places[target]
-                figure.add_trace(
-                    go.Scatter(
-                        x=[x0, x1],
-                        y=[y0, y1],
-                        mode="lines",
-                        line={"color": "lightgray", "width": 1 + 12 * min(effect, 1)},
-                        hoverinfo="skip",
-                        showlegend=False,
-                    )
-                )
-    palette = dict(zip(discovery.by_role, qualitative.Safe * 3, strict=False))
-    for role, heads in discovery.by_role.items():
-        own = [head for head in heads if discovery.roles[head] == role]
-        if not own:
-            continue  # all of them are drawn with the role of an earlier stage
-        figure.add_trace(
-            go.Scatter(
-                x=[places[head][0] for head in own],
-                y=[places[head][1] for head in own],
-                mode="markers+text",
-                name=role,
-                text=[f"{layer}.{head}" for layer, head in own],
-                textposition="middle right",
-                marker={"color": palette[role], "size": [12 + 30 * min(discovery.scores[head], 1) for head in own]},
-                hovertext=[f"{role}: effect {discovery.scores[head]:.3f}" for head in own],
-                hoverinfo="text",
-            )
-        )
-    x, y = places["logits"]
-    figure.add_trace(
-        go.Scatter(
-            x=[x],
-            y=[y],
-            mode="markers+text",
-            text=["logits"],
-            textposition="top center",
-            marker={"symbol": "square", "color": INK, "size": 12},
-            showlegend=False,
-        )
-    )
-    figure.update_layout(
-        title=f"{discovery.task} circuit of {discovery.model['name']}",
-        template=TEMPLATE,
-        xaxis={"visible": False},
-        yaxis={"title": "layer", "dtick": max(1, discovery.model["layers"] // 16), "zeroline": False},
-    )
-    return figure
-
-
-def _places(discovery: Discovery) -> dict[object, tuple[float, float]]:
-    """Where every head with a role and the logits stand: layers upwards, the heads of a layer spread evenly."""
-    places: dict[object, tuple[float, float]] = {"logits": (0.5, float(discovery.model["layers"]))}
-    for layer in range(discovery.model["layers"]):
-        heads = sorted(head for head in discovery.roles if head[0] == layer)
-        places |= {head: ((i + 1) / (len(heads) + 1), float(layer)) for i, head in enumerate(heads)}
-    return places
-
-
-def faithfulness_plot(curve: FaithfulnessCurve) -> go.Figure:
-    """Faithfulness over the share of heads kept, with its interval; the whole model is at 1."""
+def faithfulness_plot(curve: FaithfulnessCurve, size: int | None = None) -> go.Figure:
+    """Faithfulness over the number of heads kept, with its interval; the whole model is at 1. A `size` is marked."""
     frame = curve.frame
-    figure = go.Figure(_band(frame["share"], frame["low"], frame["high"], COLOURS[0]))
-    hover = "%{customdata} heads: %{y:.3f}<extra></extra>"
+    figure = go.Figure(band(frame["heads"], frame["low"], frame["high"], CIRCUIT))
     figure.add_trace(
         go.Scatter(
-            x=frame["share"],
+            x=frame["heads"],
             y=frame["faithfulness"],
-            customdata=frame["heads"],
+            customdata=frame[["share", "low", "high", "n"]],
             mode="lines+markers",
-            line={"color": COLOURS[0]},
-            hovertemplate=hover,
+            line={"color": CIRCUIT},
+            hovertemplate="%{x} heads (%{customdata[0]:.0%}): %{y:.3f} [%{customdata[1]:.3f}, %{customdata[2]:.3f}], "
+            "n=%{customdata[3]}<extra></extra>",
             showlegend=False,
         )
     )
-    figure.add_hline(y=1, line_dash="dot", line_color="gray")
+    figure.add_hline(y=1, line_dash="dot", line_color=INK, annotation_text="whole model")
+    if size is not None:
+        figure.add_vline(x=size, line_color=COLOURS[5], annotation_text=f"{size} heads", annotation_position="top left")
     figure.update_layout(
-        title=f"faithfulness on {curve.model['name']}: CPR {curve.cpr:.3f}, CMD {curve.cmd:.3f}",
-        xaxis_title="share of heads kept",
-        yaxis_title="faithfulness",
+        title={
+            "text": f"faithfulness on {curve.model['name']}, {_knocked_out(curve.parameters)}",
+            "subtitle": {"text": f"area below the curve (CPR) {curve.cpr:.3f}, between it and 1 (CMD) {curve.cmd:.3f}"},
+        },
+        xaxis_title="heads kept, those with the largest effects first",
+        yaxis_title="faithfulness (0: no head, 1: all heads)",
+        margin={"t": 80},
         template=TEMPLATE,
     )
     return figure
@@ -137,90 +71,145 @@ def faithfulness_plot(curve: FaithfulnessCurve) -> go.Figure:
 def evaluation_plot(evaluation: CircuitEvaluation) -> go.Figure:
     """Share of the logit difference kept by the circuit, with its interval, and by every random one."""
     kept, random = evaluation.kept, evaluation.random
+    heads = len(evaluation.circuit.heads)
     figure = go.Figure(
-        go.Bar(
-            x=["circuit"],
-            y=[kept.estimate],
-            error_y={"array": [kept.high - kept.estimate], "arrayminus": [kept.estimate - kept.low], "type": "data"},
-            hovertext=[str(evaluation.circuit)],
+        go.Scatter(
+            x=[kept.estimate],
+            y=["the circuit"],
+            error_x=error_bars([kept.estimate], [kept.low], [kept.high]),
+            mode="markers",
+            marker={"color": CIRCUIT, "size": 12, "symbol": "diamond"},
+            hovertemplate=f"{evaluation.circuit}<br>{kept.estimate:.3f} [{kept.low:.3f}, {kept.high:.3f}], n={kept.n}"
+            "<extra></extra>",
         )
     )
     figure.add_trace(
         go.Box(
-            x=["random circuits"] * len(random),
-            y=random["kept"],
+            x=random["kept"],
+            y=[f"{len(random)} random<br>circuits"] * len(random),
             text=random["heads"],
+            orientation="h",
             boxpoints="all",
-            hovertemplate="%{text}: %{y:.3f}<extra></extra>",
+            pointpos=0,
+            jitter=0.6,
+            fillcolor="rgba(0, 0, 0, 0)",
+            line={"color": "rgba(0, 0, 0, 0)"},
+            marker={"color": RANDOM, "size": 9, "opacity": 0.8},
+            hoveron="points",
+            hovertemplate="%{text}<br>%{x:.3f}<extra></extra>",
         )
     )
+    for value, name in ((0, "nothing kept"), (1, "whole model")):
+        figure.add_vline(x=value, line_dash="dot", line_color=INK, annotation=above(name))
     figure.update_layout(
-        title=f"{len(evaluation.circuit.heads)} heads of {evaluation.model['name']}, the others knocked out "
-        f"({evaluation.parameters['at']})",
-        yaxis_title="share of the logit difference kept",
+        title={
+            "text": f"what {heads} of {evaluation.model['layers'] * evaluation.model['heads']} heads of "
+            f"{evaluation.model['name']} keep",
+            "subtitle": {"text": f"all other heads replaced by their means {_knocked_out(evaluation.parameters)}"},
+        },
+        xaxis_title="share of the logit difference kept (ratio of means over prompts)",
+        yaxis={"autorange": "reversed", "automargin": True},
+        height=320,
+        margin={"t": 120},
         template=TEMPLATE,
         showlegend=False,
     )
     return figure
 
 
-def repair_plot(repair: Repair) -> go.Figure:
-    """Accuracy under every condition, with Wilson intervals."""
-    frame = repair.frame
-    above, below = frame["high"] - frame["accuracy"], frame["accuracy"] - frame["low"]
+def completeness_plot(evaluation: CircuitEvaluation) -> go.Figure:
+    """Circuit against model with the same heads taken out of both: a complete circuit lies on the diagonal."""
+    frame = evaluation.completeness
     figure = go.Figure(
-        go.Bar(
-            x=frame["condition"],
-            y=frame["accuracy"],
-            error_y={"array": above, "arrayminus": below, "type": "data"},
-            customdata=frame[["heads", "repaired", "broken"]],
-            hovertemplate="%{customdata[0]}: %{y:.3f}, %{customdata[1]} repaired, %{customdata[2]} broken"
-            "<extra></extra>",
+        go.Scatter(
+            x=frame["model"],
+            y=frame["circuit"],
+            mode="markers+text",
+            text=frame["K"],
+            textposition="top center",
+            customdata=frame[["heads", "incompleteness", "low", "high", "n"]],
+            hovertemplate="without %{text}: %{customdata[0]}<br>model %{x:.3f}, circuit %{y:.3f}, circuit less model "
+            "[%{customdata[2]:.3f}, %{customdata[3]:.3f}], n=%{customdata[4]}<extra></extra>",
+            marker={"color": CIRCUIT, "size": 11},
+            showlegend=False,
         )
     )
+    ends = [float(f(f(frame["model"]), f(frame["circuit"]), 0)) for f in (min, max)]
+    figure.add_trace(
+        go.Scatter(x=ends, y=ends, mode="lines", line={"color": INK, "dash": "dot"}, name="complete", hoverinfo="skip")
+    )
     figure.update_layout(
-        title=f"attention forced onto {', '.join(repair.parameters['onto'])} in {repair.model['name']}",
-        yaxis={"title": "accuracy", "range": [0, 1]},
+        title={
+            "text": "completeness: the same heads taken out of both",
+            "subtitle": {"text": f"heads replaced by their means {_knocked_out(evaluation.parameters)}"},
+        },
+        xaxis={"title": "logit difference of the model without them"},
+        yaxis={"title": "logit difference of the circuit without them"},
+        margin={"t": 80},
         template=TEMPLATE,
     )
     return figure
 
 
-def threshold_curve(reuse: CircuitReuse) -> go.Figure:
-    """Overlap and Jaccard of two circuits over the share of heads that each stage takes in, with their intervals."""
-    frame = reuse.frame
-    figure = go.Figure()
-    for name, colour, dash in (("overlap", COLOURS[0], "solid"), ("jaccard", COLOURS[1], "dot")):
-        figure.add_trace(_band(frame["share"], frame[f"{name}_low"], frame[f"{name}_high"], colour))
-        figure.add_trace(
-            go.Scatter(
-                x=frame["share"],
-                y=frame[name],
-                name=name,
-                mode="lines+markers",
-                line={"color": colour, "dash": dash},
-                customdata=frame[["shared", "union", "which"]],
-                hovertemplate=f"{name} %{{y:.3f}} at the top %{{x:.0%}}; "
-                "heads: %{customdata[0]} of %{customdata[1]} shared, %{customdata[2]}<extra></extra>",
-            )
+def minimality_plot(evaluation: CircuitEvaluation) -> go.Figure:
+    """What every head of the circuit is worth to it, with its interval; one at 0 is not needed."""
+    frame = evaluation.minimality.sort_values("score", ascending=False)
+    names = [f"{row.layer}.{row.head} {row.role or '(no role)'}" for row in frame.itertuples()]
+    # the interval is that of the signed share, whose size the score is
+    bounds = np.sort(np.abs(frame[["low", "high"]].to_numpy()), axis=1)
+    low = np.where(frame["low"] * frame["high"] <= 0, 0, bounds[:, 0])
+    figure = go.Figure(
+        go.Scatter(
+            x=frame["score"],
+            y=names,
+            error_x=error_bars(frame["score"], low, bounds[:, 1]),
+            mode="markers",
+            marker={"color": CIRCUIT, "size": 11},
+            customdata=np.column_stack([low, bounds[:, 1], frame["K"], frame["n"]]),
+            hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n=%{customdata[3]}"
+            "<br>largest without %{customdata[2]}<extra></extra>",
         )
+    )
+    figure.add_vline(x=0, line_dash="dot", line_color=INK)
     figure.update_layout(
-        title=f"heads shared by {reuse.a.task} and {reuse.b.task} on {reuse.a.model['name']}",
-        xaxis={"title": "share of heads taken at each stage", "tickformat": ".0%"},
-        yaxis={"title": "shared over union", "range": [0, 1]},
+        title={
+            "text": "minimality: what the circuit loses without a head",
+            "subtitle": {"text": f"heads replaced by their means {_knocked_out(evaluation.parameters)}"},
+        },
+        xaxis_title="change as a share of the model's logit difference",
+        yaxis={"type": "category", "autorange": "reversed", "automargin": True, "dtick": 1},
+        height=170 + ROW_PIXELS * len(frame),
+        margin={"t": 80},
         template=TEMPLATE,
     )
     return figure
 
 
-def _band(x: pd.Series, low: pd.Series, high: pd.Series, colour: str) -> go.Scatter:
+def above(text: str) -> dict[str, object]:
+    """A name of a vertical line, over the figure and not in it."""
+    return {"text": text, "yref": "paper", "y": 1, "yanchor": "bottom", "xanchor": "center", "showarrow": False}
+
+
+def band(x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str) -> go.Scatter:
     """An interval as a shaded band."""
     return go.Scatter(
-        x=[*x, *x[::-1]],
-        y=[*high, *low[::-1]],
+        x=[*x, *list(x)[::-1]],
+        y=[*high, *list(low)[::-1]],
         fill="toself",
         fillcolor=transparent(colour),
+        mode="lines",
         line={"width": 0},
         hoverinfo="skip",
         showlegend=False,
     )
+
+
+def error_bars(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> dict[str, object]:
+    """Bounds as plotly's distances from the values."""
+    values, low, high = (np.asarray(each, dtype=float) for each in (values, low, high))
+    return {"type": "data", "array": high - values, "arrayminus": values - low, "thickness": 1.5}
+
+
+def _knocked_out(parameters: Mapping[str, object]) -> str:
+    at = str(parameters.get("at", "everywhere"))
+    return SCOPES.get(at, f"at {at}")

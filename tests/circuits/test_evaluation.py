@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from interp.circuits.circuit import Circuit, all_heads, random_like
 from interp.circuits.curve import FaithfulnessCurve, faithfulness_curve
+from interp.circuits.discovery import Discovery
 from interp.circuits.evaluation import evaluate_circuit
 from interp.circuits.ioi import ioi_knockout
 from interp.circuits.knockout import knockout
+from interp.circuits.study import CircuitStudy
 from interp.errors import BadInput
+from interp.plots.circuits import completeness_plot, faithfulness_plot, minimality_plot
 from interp.tasks.ioi import ioi_prompts
 
 PLANTED = Circuit(
@@ -146,9 +150,40 @@ def test_the_numbers_of_an_evaluation_follow_from_its_logit_differences(evaluate
     expected = (alone - empty).mean() / (full - empty).mean()
     assert frame.loc["faithfulness", "value"] == pytest.approx(expected)
     assert evaluated.summary()["random_circuits"] == 6
-    bar, box = evaluated.plot().data
-    assert bar.y[0] == pytest.approx(alone.mean() / full.mean())
-    np.testing.assert_array_equal(box.y, evaluated.random["kept"])
+    circuit, random = evaluated.plot().data
+    assert circuit.x[0] == pytest.approx(alone.mean() / full.mean())
+    np.testing.assert_array_equal(random.x, evaluated.random["kept"])
+
+
+def test_completeness_and_minimality_are_drawn_with_their_numbers(evaluated):
+    points, diagonal = completeness_plot(evaluated).data
+    np.testing.assert_array_equal(points.x, evaluated.completeness["model"])
+    np.testing.assert_array_equal(points.y, evaluated.completeness["circuit"])
+    assert diagonal.x == diagonal.y
+    heads = minimality_plot(evaluated).data[0]
+    assert heads.y[0] == "2.0 mover"
+    assert list(heads.x) == sorted(evaluated.minimality["score"], reverse=True)
+    bars = heads.error_x
+    assert (bars.arrayminus >= -1e-9).all()
+    assert (bars.array >= -1e-9).all()
+
+
+def test_a_study_read_back_is_the_one_that_was_saved(planted, abc, found, evaluated, tmp_path):
+    curve = faithfulness_curve(ioi_knockout(planted, abc[:8], style="pocket"), found.scores, fractions=(0.5,))
+    study = CircuitStudy(found, {"everywhere": evaluated}, {"everywhere": curve})
+    again = CircuitStudy.load(study.save(tmp_path / "run").path)
+    pd.testing.assert_frame_equal(again.frame, study.frame)
+    assert again.plot().to_json() == study.plot().to_json()
+    for name, table in study.tables("everywhere").items():
+        pd.testing.assert_frame_equal(again.tables("everywhere")[name], table)
+    there, read = again.evaluations["everywhere"], again.curves["everywhere"]
+    assert there.plot().to_json() == evaluated.plot().to_json()
+    assert (there.circuit, there.parameters) == (evaluated.circuit, evaluated.parameters)
+    assert read.plot().to_json() == curve.plot().to_json()
+    assert read.ranking == curve.ranking
+    assert Discovery.load(tmp_path / "run").parameters == found.parameters
+    bare = CircuitStudy.load(CircuitStudy(found).save(tmp_path / "bare").path)
+    assert (bare.evaluations, bare.curves) == ({}, {})
 
 
 def test_the_curve_rises_to_one_and_its_areas_are_those_of_the_benchmark(planted, abc, found):
@@ -166,6 +201,7 @@ def test_the_curve_rises_to_one_and_its_areas_are_those_of_the_benchmark(planted
     assert worst.cpr < curve.cpr
     assert worst.cmd > curve.cmd
     assert curve.plot().data[-1].y[4] == pytest.approx(f[4])
+    assert faithfulness_plot(curve, 4).layout.shapes[-1].x0 == 4
 
 
 def test_areas_of_a_curve_known_in_closed_form():

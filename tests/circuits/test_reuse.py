@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+from safetensors.numpy import save
 
-from interp.circuits.repair import force_attention, repair, repairing_components
-from interp.circuits.reuse import circuit_reuse, in_circuit, role_agreement, strongest
-from interp.errors import BadInput
-from interp.runs import load_run
+from interp.circuits.repair import Repair, force_attention, repair, repairing_components
+from interp.circuits.reuse import CircuitReuse, circuit_reuse, in_circuit, role_agreement, strongest
+from interp.errors import BadInput, UnreadableFile
+from interp.plots.circuit_reuse import overlap_map
 from interp.tasks.colored_objects import WRONG_COLORS, colored_object_prompts
 
 
@@ -96,14 +98,62 @@ def test_circuits_of_different_models_and_impossible_shares_are_refused(found, p
         circuit_reuse(found, found, shares=(1.5,))
 
 
-def test_reuse_is_saved_and_drawn(found, tmp_path):
-    reuse = circuit_reuse(found, replace(found, task="again"), shares=(0.02, 0.25), resamples=10)
-    run = load_run(reuse.save(tmp_path / "run").path)
-    np.testing.assert_array_equal(run.frame["overlap"], reuse.frame["overlap"])
-    assert (run.path / "agreement.parquet").is_file()
-    overlap = next(trace for trace in reuse.plot().data if trace.name == "overlap")
-    assert list(overlap.x) == [0.02, 0.25]
-    assert list(overlap.y) == [1, 1]
+def test_chance_is_the_overlap_with_random_heads_of_the_same_layers(found):
+    row = circuit_reuse(found, found, shares=(0.05,), resamples=4000).frame.iloc[0]
+    # one head of each of three layers of four: exchanged ones are the same with odds of 1 in 4 each
+    odds = {0: 27 / 64, 1: 27 / 64, 2: 9 / 64, 3: 1 / 64}
+    assert row["overlap_chance"] == pytest.approx(sum(p * k / (6 - k) for k, p in odds.items()), abs=0.01)
+    assert (row["overlap_chance_low"], row["overlap_chance_high"]) == (0, pytest.approx(2 / 4))
+    assert row["overlap"] == 1
+
+
+def test_members_say_which_circuit_a_head_is_in_and_what_it_does_there(found):
+    other = altered(found, {("movers", (2, 0)): 0.0, ("movers", (2, 3)): 0.0, ("movers", (1, 2)): 3.0})
+    reuse = circuit_reuse(found, other, shares=(0.05,), resamples=10)
+    members = reuse.members(0.05).set_index(["layer", "head"])
+    assert members["circuit"].to_dict() == {(0, 1): "both", (1, 2): "both", (2, 0): "ioi"}
+    assert members.loc[(2, 0), "ioi role"] == "mover"
+    assert members.loc[(1, 2), "other effect"] == pytest.approx(other.effects[1, 2])
+    drawn = {trace.name: list(zip(trace.y, trace.x, strict=True)) for trace in overlap_map(reuse, 0.05).data}
+    assert drawn["both (2)"] == [(0, 1), (1, 2)]
+    assert drawn["ioi alone (1)"] == [(2, 0)]
+
+
+def test_reuse_read_back_is_what_was_saved(found, tmp_path):
+    repaired = Repair(
+        (("none", ()), ("all", ((2, 0), (1, 2))), ("random 0", ((2, 1), (1, 1)))),
+        np.array([[0.0, 1, 0], [1, 1, 0], [0, 0, 1]]),
+        np.array([[-1.0, 2, -3], [4, 5, -6], [-7, -8, 9]]),
+        found.model,
+        {"onto": ["wrong_color_1", "wrong_color_2"], "controls": 1},
+    )
+    for name, repair_of_it in (("with", repaired), ("without", None)):
+        other = replace(found, task="again", seed=3)
+        reuse = replace(circuit_reuse(found, other, shares=(0.02, 0.25), resamples=10), repair=repair_of_it)
+        again = CircuitReuse.load(reuse.save(tmp_path / name).path)
+        pd.testing.assert_frame_equal(again.frame, reuse.frame)
+        pd.testing.assert_frame_equal(again.agreement, reuse.agreement)
+        pd.testing.assert_frame_equal(again.members(0.25), reuse.members(0.25))
+        pd.testing.assert_frame_equal(again.b.frame, other.frame)
+        assert again.plot().to_json() == reuse.plot().to_json()
+        assert (again.a.task, again.b.task, again.b.seed) == ("ioi", "again", 3)
+        assert again.parameters == reuse.parameters
+        assert (again.repair is None) == (repair_of_it is None)
+    with_repair = CircuitReuse.load(tmp_path / "with").repair
+    pd.testing.assert_frame_equal(with_repair.frame, repaired.frame)
+    alone = Repair.load(repaired.save(tmp_path / "alone").path)
+    assert alone.plot().to_json() == with_repair.plot().to_json() == repaired.plot().to_json()
+    assert (alone.conditions, alone.parameters) == (repaired.conditions, repaired.parameters)
+
+
+def test_a_run_of_another_kind_or_with_arrays_of_another_shape_is_refused(found, tmp_path):
+    run = circuit_reuse(found, found, shares=(0.25,), resamples=5).save(tmp_path / "run")
+    with pytest.raises(BadInput, match="of kind 'circuit-reuse', not 'circuit-repair'"):
+        Repair.load(run.path)
+    arrays = dict(run.arrays) | {"b.attention.movers": np.zeros((3, 2))}
+    (run.path / "arrays.safetensors").write_bytes(save(arrays))
+    with pytest.raises(UnreadableFile, match=r"'b.attention.movers' has shape \(3, 2\)"):
+        CircuitReuse.load(run.path)
 
 
 # --- repair
@@ -155,7 +205,9 @@ def test_the_numbers_of_a_repair_are_those_of_plain_runs(pocket, scenes):
     before, after = done.correct[:2].astype(bool)
     assert done.frame["repaired"][1] == (after & ~before).sum()
     assert done.frame["broken"][1] == (before & ~after).sum()
-    assert list(done.plot().data[0].y) == pytest.approx(done.correct.mean(1).tolist())
+    drawn = {label: x for trace in done.plot().data for label, x in zip(trace.y, trace.x, strict=True)}
+    assert list(drawn)[:3] == ["before", "all: 2.6 2.7 3.1", "a: 2.6"]
+    assert list(drawn.values()) == pytest.approx(done.correct.mean(1).tolist())
 
 
 def test_a_repair_without_heads_or_on_other_prompts_is_refused(pocket, scenes, found, abc):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import interp
 from interp.circuits.colored_objects import colored_objects_circuit
-from interp.circuits.discovery import Thresholds
+from interp.circuits.discovery import Discovery, Thresholds
 from interp.circuits.ioi import ioi_circuit
 from interp.errors import BadInput, SiteUnavailable
+from interp.plots.circuit_graph import circuit_graph as found_graph
 from interp.runs import load_run
 from interp.tasks.colored_objects import colored_object_prompts
 from tests import families
@@ -145,15 +147,44 @@ def test_the_frame_says_what_each_head_did_at_each_stage(found):
     assert set(frame["n"]) == {32}
 
 
-def test_a_discovery_is_saved_and_drawn(found, planted, tmp_path):
+def test_a_discovery_read_back_is_the_one_that_was_saved(found, tmp_path):
     run = load_run(found.save(tmp_path / "run").path)
     np.testing.assert_array_equal(run.arrays["effects.movers"], found.stages[0].effects)
     assert run.record.parameters["roles"]["mover"] == [[2, 0]]
+    again = Discovery.load(run.path)
+    pd.testing.assert_frame_equal(again.frame, found.frame)
+    assert again.plot().to_json() == found.plot().to_json()
+    assert (again.by_role, again.contrast, again.parameters) == (found.by_role, found.contrast, found.parameters)
+    assert again.circuit() == found.circuit()
+    assert [result.stage for result in again.stages] == [result.stage for result in found.stages]
+    np.testing.assert_array_equal(again.copies.positive, found.copies.positive)
+
+
+def test_the_graph_has_a_line_from_every_head_to_what_it_feeds(found):
     figure = found.plot()
     named = {trace.name: trace.text for trace in figure.data if trace.name}
     assert named["inhibition"] == ("1.2",)
     edges = [trace for trace in figure.data if trace.mode == "lines"]
     assert len(edges) == 2 + 2 + 1  # both movers to the logits, inhibition to both movers, duplicates to inhibition
+    against = [edge for edge in edges if edge.line.dash == "dash"]
+    assert [edge.name for edge in against] == ["pushes against the answer"]  # the negative mover alone
+    assert max(edges, key=lambda edge: edge.line.width).x[1] == 0.5  # from the mover to the logits
+    said = [trace.hovertemplate for trace in figure.data if trace.mode == "markers"]
+    assert any("1.2 into the queries of 2.0, at end<br>effect" in one and "n=32" in one for one in said)
+    mover = next(trace for trace in figure.data if trace.name == "mover")
+    assert [list(head) for head in mover.customdata] == [[2, 0]]
+
+
+def test_a_graph_of_some_size_has_the_heads_with_the_largest_effects(found):
+    assert found.strongest(3) == tuple(sorted(found.strongest(12), key=lambda head: -found.scores[head])[:3])
+
+    def heads(size):
+        traces = found_graph(found, size).data
+        return {tuple(head) for trace in traces if trace.customdata is not None for head in trace.customdata}
+
+    for size in (1, 3, 6):
+        assert heads(size) == set(found.strongest(size))
+    assert "no role" in {trace.name for trace in found_graph(found, 6).data}
 
 
 def unfit(prompts):

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from interp.circuits.reuse import CircuitReuse
+from interp.circuits.study import CircuitStudy
 from interp.runs import load_run
 
 Interp = Callable[..., Any]
@@ -37,6 +39,11 @@ def test_the_ioi_circuit_of_pocket_is_found_evaluated_and_written(interp: Interp
     np.testing.assert_allclose(saved.frame["effect"], [head["effect"] for head in document["heads"]])
     kept = pd.read_parquet(run / "end-numbers.parquet").set_index("what").loc["kept, ratio of means", "value"]
     assert kept == pytest.approx(document["evaluations"]["end"]["kept"])
+    study = CircuitStudy.load(run)
+    for scope, evaluation in document["evaluations"].items():
+        for name, value in study.evaluations[scope].summary().items():
+            assert evaluation[name] == ([list(head) for head in value] if name == "heads" else pytest.approx(value))
+        assert study.curves[scope].cpr == pytest.approx(evaluation["cpr"])
 
 
 def test_without_test_prompts_the_circuit_is_only_shown(
@@ -68,8 +75,9 @@ def test_reuse_reports_overlap_with_intervals_and_the_repair(interp: Interp, tmp
     conditions = [row["condition"] for row in document["repair"]]
     assert conditions[:2] == ["none", "all"]
     assert conditions[-2:] == ["random 0", "random 1"]
-    assert load_run(run).record.kind == "circuit-reuse"
-    assert pd.read_parquet(run / "repair.parquet")["condition"].tolist() == conditions
+    saved = CircuitReuse.load(run)
+    assert saved.repair.frame["condition"].tolist() == conditions
+    np.testing.assert_allclose(saved.frame["overlap_chance"], [row["overlap_chance"] for row in document["overlap"]])
 
 
 def test_heads_to_force_can_be_named(interp: Interp) -> None:

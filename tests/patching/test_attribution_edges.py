@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -179,6 +180,15 @@ def test_a_run_holds_the_scores_and_the_graph(eap: EdgeScores, tmp_path: Path) -
     np.testing.assert_array_equal(run.arrays["scores"], eap.scores)
     assert run.frame.loc[0, "score"] == eap.scores.ravel()[np.abs(eap.scores).argmax()]
     np.testing.assert_allclose(read_graph(tmp_path / "run" / "importances.pt").scores, -eap.scores, rtol=1e-6)
+
+
+def test_scores_read_back_are_those_that_were_saved(eap: EdgeScores, tmp_path: Path) -> None:
+    again = EdgeScores.load(eap.save(tmp_path / "run").path)
+    pd.testing.assert_frame_equal(again.frame, eap.frame)
+    assert again.plot().to_json() == eap.plot().to_json()
+    assert (again.shape, again.method, again.metric) == (eap.shape, eap.method, eap.metric)
+    assert again.parameters == eap.parameters
+    np.testing.assert_array_equal(again.change, eap.change)
 
 
 @pytest.mark.parametrize("suffix", ["json", "pt"])

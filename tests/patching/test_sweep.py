@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -423,3 +424,17 @@ def test_a_result_is_a_table_and_a_run(tmp_path: Path) -> None:
     assert np.array_equal(run.arrays["values"], result.values)
     assert run.record.parameters["executor"] == "shared"
     assert run.record.model["fingerprint"] == model_of("llama").fingerprint
+
+
+def test_a_run_read_back_holds_the_edits_and_gives_the_same_values_again(tmp_path: Path) -> None:
+    reference = model_of("llama").run(RAGGED).logits
+    metrics = (*METRICS, kl(reference, name="from a reference"))
+    donor = model_of("llama").run(RAGGED, read="z.0")
+    result = interp.sweep(model_of("llama"), RAGGED, [EDITS[0], EDITS[1:3], interp.patch("z.0.1", donor)], metrics)
+    result.save(tmp_path / "run")
+    again = SweepResult.load(tmp_path / "run")
+    pd.testing.assert_frame_equal(again.frame, result.frame)
+    assert (again.metrics, again.model, again.parameters) == (result.metrics, result.model, result.parameters)
+    assert [len(group) for group in again.edits] == [1, 2, 1]
+    rerun = interp.sweep(model_of("llama"), RAGGED, again.edits, again.metrics)
+    np.testing.assert_allclose(rerun.values, result.values, atol=1e-6)
