@@ -108,12 +108,13 @@ class Lofit:
         return accuracy_by_heads(self.frame, title) if what == "accuracy" else strength_map(self.by_head, title)
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
-        """Write a run folder, with the offsets and every seed's selection beside it. Raises UnwritableOutput."""
+        """Write a run folder, with offsets, every seed's selection and `by_head` beside it. Raises UnwritableOutput."""
         files: dict[str, Callable[[Path], object]] = {
             f"offsets-{count}.safetensors": offsets.save for count, offsets in self.offsets.items()
         }
         for s, mask in self.selections.items():
             files[_heads_file(s)] = partial(write_mask, mask)
+        files["heads.parquet"] = self.by_head.to_parquet
         return save_run(
             path,
             kind="lofit",

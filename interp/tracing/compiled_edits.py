@@ -92,9 +92,11 @@ def _is_even(edit: Edit) -> bool:
 
 
 def _is_affine(edit: Edit) -> bool:
-    """Whether gates can say the edit; they take finite numbers only."""
-    numbers = [torch.tensor(edit.parameters.get("factor", 0.0)), *edit.tensors.values()]
-    return edit.kind in _AFFINE and all(bool(torch.isfinite(x).all()) for x in numbers)
+    """Whether gates can say the edit; they take one factor a head, and finite numbers only."""
+    factor = edit.parameters.get("factor", 0.0)
+    if edit.kind not in _AFFINE or isinstance(factor, Tensor):
+        return False
+    return all(bool(torch.isfinite(x).all()) for x in (torch.tensor(factor), *edit.tensors.values()))
 
 
 _AFFINE: dict[str, Callable[[Edit], tuple[float, Tensor | None]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from interp.skills.lofit_heads import (
     fit_offsets,
     random_heads,
     read_top_heads,
+    scale_edits,
     select_heads,
     top_heads_name,
     write_top_heads,
 )
 from interp.skills.lofit_training import Recipe, completion_log_probs
 from interp.tasks.prompts import PromptSet
+from kernels.integration import install
 from tests.families import build
 from tests.skills.lofit_planted import PLANTED, RECIPE, VOCAB, WANTED, one_head_reaches_the_answer, task
 
@@ -131,3 +134,25 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
     np.save(tmp_path / "heads.npy", np.array([(0, 1), "x"], dtype=object), allow_pickle=True)
     with pytest.raises(UnreadableFile, match="heads.npy"):
         read_top_heads(tmp_path / "heads.npy", interp.wrap(build("gpt2")).spec)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "workbench"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_scale_a_feature_is_the_same_on_every_attention_with_gradients_and_without(
+    attention: str, grad: bool
+) -> None:
+    install()
+    hf = build("llama", attention)
+    model, ids = interp.wrap(hf), torch.arange(12)[None]
+    spec = model.spec
+    scales = torch.randn(spec.layers, spec.heads, spec.head_dim, generator=torch.Generator().manual_seed(0))
+
+    def by_hand(layer: int) -> Callable[..., tuple[torch.Tensor]]:
+        return lambda _module, args: (args[0] * (1 + scales[layer]).flatten(),)
+
+    handles = [block.o.register_forward_pre_hook(by_hand(n)) for n, block in enumerate(model.parts.blocks)]
+    wanted = hf(ids).logits.detach()
+    for handle in handles:
+        handle.remove()
+    found = model.run(ids, edits=scale_edits(model, scales), logits="all", grad=grad).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
