@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from apps.explorer.views import doctor, export, heads, model, needles, patching, runs
+from apps.explorer import show
+from apps.explorer.views import doctor, export, heads, model, needles, patching, runs, start
 
 # By address. Without icons, which browsers would fetch from the network. (Streamlit shows bare strings of this file.)
 PAGES = {
@@ -31,10 +32,14 @@ def main() -> None:
     """Draw the page that the address asks for."""
     st.set_page_config(page_title="interp explorer", layout="wide")
     st.html(NARROW)
-    pages = [
-        st.Page(page, title=title, url_path=path, default=path == "heads") for path, (page, title) in PAGES.items()
-    ]
-    st.navigation(pages).run()
+    pages = {path: st.Page(page, title=title, url_path=path) for path, (page, title) in PAGES.items()}
+
+    @show.page
+    def first() -> None:
+        start.page(pages)
+
+    # The first page alone has no address of its own, so that every other can be opened by its.
+    st.navigation([st.Page(first, title="Start", default=True), *pages.values()]).run()
 
 
 main()

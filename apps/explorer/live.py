@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -24,6 +26,7 @@ LENS = 64
 """Positions, counted from the end, that the lens reads."""
 PATTERN = 128
 """Tokens up to which an attention matrix is shown."""
+LOADING = Lock()
 
 
 def model() -> Model | None:
@@ -38,13 +41,24 @@ def model() -> Model | None:
     st.error(f"{text(name)} could not be loaded: {text(found)}")
     if st.button("Try again", key="load-again"):
         _loaded.clear()
+        _load.cache_clear()
         st.rerun()
     return None
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the model …")
 def _loaded(name: str) -> Model | str:
-    """The model, which holds its own lock, or why there is none."""
+    return ready(name)
+
+
+def ready(name: str) -> Model | str:
+    """The model, which holds its own lock, or why there is none; loaded once, by a page or before there is any."""
+    with LOADING:
+        return _load(name)
+
+
+@lru_cache(maxsize=1)
+def _load(name: str) -> Model | str:
     from interp.cli.models import load_model
 
     try:

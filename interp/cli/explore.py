@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,15 +14,6 @@ import typer
 
 from interp.cli.console import say
 from interp.errors import BadInput, UnreadableFile
-
-FLAGS = {
-    "server.address": "localhost",
-    "browser.gatherUsageStats": "false",
-    "server.fileWatcherType": "none",
-    "server.maxUploadSize": "20",
-    "client.toolbarMode": "minimal",
-}
-"""Streamlit's settings: nothing leaves the machine, and nobody else reaches it."""
 
 
 def explore(
@@ -37,14 +29,27 @@ def explore(
     if find_spec("streamlit") is None:
         raise BadInput("the explorer needs streamlit, which is not installed: pip install 'interp-workbench[explorer]'")
     if runs is not None and not runs.is_dir():
-        raise UnreadableFile(f"there is no folder {runs} to browse; leave --runs out for the bundled samples")
+        what = f"{runs} is a file" if runs.exists() else f"there is no folder {runs}"
+        raise UnreadableFile(f"{what}: --runs names a folder of runs; leave it out for runs and the bundled samples")
+    _require_free(port)
     from apps.explorer import settings
 
-    place = Path(settings.__file__).with_name("app.py")
-    flags = [f"--{name}={value}" for name, value in {**FLAGS, "server.port": port}.items()]
+    place = Path(settings.__file__).with_name("serve.py")
     chosen = {settings.RUNS: str(runs.resolve()) if runs else "", settings.MODEL: model}
     say(f"The explorer is at http://localhost:{port}; Ctrl-C ends it.")
-    command = [sys.executable, "-m", "streamlit", "run", str(place), *flags]
+    command = [sys.executable, str(place), f"--server.port={port}"]
     done = subprocess.run(command, env={**os.environ, **chosen}, check=False)
     if done.returncode:
         raise typer.Exit(1)
+
+
+def _require_free(port: int) -> None:
+    """Raise BadInput where something is already served at this port."""
+    with socket.socket() as asked:
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            asked.bind(("localhost", port))
+        except OSError as error:
+            raise BadInput(
+                f"port {port} cannot be served ({error.strerror}): name another with --port, or end what is there"
+            ) from error

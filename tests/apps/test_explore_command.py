@@ -34,8 +34,39 @@ def test_a_folder_that_is_not_there_is_refused(capsys, tmp_path):
     assert "there is no folder" in sentence
 
 
+def test_a_file_for_a_folder_is_refused(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, sentence = refused(capsys, "--runs", str(tmp_path / "file"))
+    assert code == 2
+    assert "is a file" in sentence
+
+
 def test_a_port_that_is_none_is_refused(capsys):
     assert refused(capsys, "--port", "99999")[0] == 2
+
+
+def test_a_port_in_use_is_refused_before_anything_is_said_to_be_there(capsys):
+    pytest.importorskip("streamlit")
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        code, sentence = refused(capsys, "--port", str(taken.getsockname()[1]))
+    assert code == 2
+    assert "name another with --port" in sentence
+    assert "The explorer is at" not in sentence
+
+
+def test_streamlit_reads_that_nothing_leaves_the_machine(root):
+    config = pytest.importorskip("streamlit.config")
+    config._main_script_path = str(root / "apps/explorer/app.py")
+    try:
+        options = config.get_config_options(force_reparse=True)
+        assert options["browser.gatherUsageStats"].value is False
+        assert options["server.address"].value == "localhost"
+        assert options["server.showEmailPrompt"].value is False
+    finally:
+        config._main_script_path = None
+        config.get_config_options(force_reparse=True)
 
 
 def test_the_command_serves_the_explorer(tmp_path):

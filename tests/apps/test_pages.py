@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -54,14 +56,54 @@ def test_a_model_that_cannot_be_loaded_says_why(draw, page, tmp_path):
     assert [button.label for button in test.button].count("Try again") == 1
 
 
-def test_the_whole_app_opens_on_the_heads(draw, root):
+@pytest.fixture
+def opened(draw, root):
+    """The whole app as it opens."""
     from streamlit.testing.v1 import AppTest
 
-    draw("runs", model="none")  # sets the environment
-    test = AppTest.from_file(str(root / "apps/explorer/app.py"), default_timeout=120).run()
+    def app(model="none"):
+        draw("runs", model=model)  # sets the environment
+        return AppTest.from_file(str(root / "apps/explorer/app.py"), default_timeout=120).run()
+
+    return app
+
+
+def test_the_whole_app_opens_on_what_there_is(opened, own):
+    shutil.copytree(SAMPLES / "roles", own / "mine")
+    test = opened()
     assert not test.exception
-    assert test.title[0].value == "Heads"
+    assert not test.error
+    assert test.title[0].value == "Start"
     assert "By address" not in said(test)
+    assert "1 run of your own" in said(test)
+    links = {link.proto.page: link.proto.label for link in test.get("page_link")}
+    assert set(PAGES) <= set(links)
+    newest = [link.proto.query_string for link in test.get("page_link") if link.proto.query_string]
+    assert len(newest) == 8
+    names = [unquote(query).rpartition("/")[2] for query in newest if "mine" not in query]
+    times = [load_run(SAMPLES / name).record.finished for name in names]
+    assert times == sorted(times, reverse=True)
+
+
+def test_every_page_says_in_a_line_what_it_is_for():
+    from apps.explorer import app
+    from apps.explorer.views.start import about
+
+    assert set(PAGES) <= set(app.PAGES)
+    for address in app.PAGES:
+        line = about(address)
+        assert line[0].isupper(), address
+        assert line.endswith("."), address
+
+
+def test_a_folder_of_runs_that_is_not_there_is_said_and_the_samples_shown(opened, own):
+    own.rmdir()
+    assert "is not there yet" in said(opened())
+    own.write_text("")
+    shown = opened()
+    assert "is a file, not a folder" in said(shown)
+    assert not shown.exception
+    assert len(shown.get("page_link")) > len(PAGES)
 
 
 def test_no_folder_of_the_app_is_taken_for_streamlits_own_pages(root):
