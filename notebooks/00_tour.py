@@ -112,8 +112,7 @@ unmoved
 #
 # One prompt is an anecdote. The retrieval score (Wu et al. 2024) counts how often a head looks exactly at the token
 # that is being copied, over many needle tests: here 4 needles at 3 depths of a 256-token text, so n = 12. Heads with
-# at least
-# 0.1 are called retrieval heads.
+# at least 0.1 are called retrieval heads.
 
 # %%
 from interp.heads.retrieval import retrieval_scores
