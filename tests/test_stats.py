@@ -9,7 +9,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from interp.errors import BadInput
-from interp.stats import bootstrap_interval, bootstrap_means, wilson_interval
+from interp.stats import bootstrap_interval, bootstrap_means, wilson_interval, wilson_mean
 
 
 def test_the_bootstrap_of_a_mean_approaches_the_normal_interval() -> None:
@@ -109,3 +109,17 @@ def test_an_impossible_proportion_is_refused(successes: int, trials: int) -> Non
 
 def test_an_interval_prints_as_people_write_it() -> None:
     assert str(wilson_interval(18, 25)) == "0.72 [0.524, 0.857] (n=25)"
+
+
+def test_the_interval_of_a_mean_share_is_wilsons_where_all_are_right_or_wrong() -> None:
+    for right in (0, 3, 12):
+        values = np.array([1.0] * right + [0.0] * (12 - right))
+        mean, share = wilson_mean(values), wilson_interval(right, 12)
+        assert (mean.estimate, mean.low, mean.high, mean.n) == pytest.approx(
+            (share.estimate, share.low, share.high, 12)
+        )
+    halves = wilson_mean(np.full(12, 0.5))
+    assert halves.low < 0.3 < 0.7 < halves.high
+    for wrong in ([], [0.5, 1.2], [np.nan]):
+        with pytest.raises(BadInput, match="between 0 and 1"):
+            wilson_mean(wrong)

@@ -18,6 +18,7 @@ NAME = re.compile(r"\{([\w.-]+)\}")
 SMALL = "--sizes train=512,validation=64,test=128,ood=64"
 TUNING = "--steps 150 --batch 16"
 MASK = "--sparsity 0.003 --steps 20"
+SUMS = "-q 60 --max-new-tokens 80"
 
 COMMANDS: dict[str, str] = {
     "retrieval": "heads score pocket --lengths 256,512 --needles 3 --causal",
@@ -39,12 +40,19 @@ COMMANDS: dict[str, str] = {
     "skill-evaluation": f"skill evaluate pocket {{tuned-topic}} --task topic {SMALL} --mask {{mask-0.1}} --mask "
     "{skill-topic} --mask {mask-1} --mask {mask-10} --baselines random,movement --seeds 0,1",
     "skill-continual": f"skill continual pocket --task topic+sentiment {SMALL} --steps 100 --batch 16 --mask-steps 10",
-    "lofit": "skill lofit pocket --heads 1,3,6 --epochs 4 --baselines random,all --seeds 0,1,2 --sizes train=96,test=150",
-    "knob": "knob fit pocket --n 300",
+    "depth": "probe depth pocket --data country,sentiment,comparison -n 200 --difficulty 2 --sites resid_post "
+    "--strengths 0.01,0.1 --perturb tokens:0.1,rtn-int4",
+    "clue-verification": "probe verify fit pocket {traces} --missing ends",
+    "clue-ranking": "probe verify rank pocket {traces} --centroids {clue-verification} --k 1,2,4,8 --greedy {greedy}",
+    "lofit": "skill lofit pocket --heads 1,3,6 --epochs 4 --baselines random,all --sizes train=96,test=150",
+    "projection": "project pocket --data sentiment --difficulty 2 --site resid_post.2 --components 3 --mean-difference",
+    "knob": "knob fit pocket",
     "knob-answers": "knob eval pocket --knob {knob} --n 60 --values=-40,-20,-10,0,10,20,30,40,60,80,100",
 }
 """By the name of the run, the command that makes it; a name in braces stands for another run's folder."""
 BEFORE: dict[str, str] = {
+    "traces": f"probe verify collect pocket {SUMS} -n 16 --temperature 1.8",
+    "greedy": f"probe verify collect pocket {SUMS} -n 1 --temperature 0",
     "tuned-topic": f"skill finetune pocket --task topic {SMALL} {TUNING}",
     "tuned-scenes": f"skill finetune pocket --task topic:scenes {SMALL} {TUNING}",
     "tuned-sentiment": f"skill finetune pocket --task sentiment {SMALL} {TUNING}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.console import emit, out, progress, show_frame
+from interp.cli.console import emit, out, progress, say, show_frame
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, numbers
 from interp.errors import BadInput
@@ -18,12 +18,16 @@ from interp.runs import require_free
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.knob import Behaviour, Knob, KnobResult
+    from interp.knob import Behaviour, Knob, KnobResult, SideEffects
     from interp.tasks.context_prior import ContextItems, PromptForm
+    from interp.tasks.prompts import PromptSet
+    from interp.tracing.model import Model
 
 app = typer.Typer(help="The direction that decides between context and prior knowledge.", no_args_is_help=True)
 
 SETTINGS = "PRI,CTX,CP,PC"
+NEEDLE_LENGTH, DEPTHS = 256, (0, 25, 50, 75, 100)
+"""Tokens of needle tests of side effects, and where the needle is, in percent."""
 
 Task = Annotated[
     str, typer.Option(help="facts, arithmetic, or a CSV with the columns of the authors' files.", show_default=True)
@@ -43,6 +47,10 @@ Layer = Annotated[int | None, typer.Option(help="Layer of a knob whose file does
 KnobFile = Annotated[
     Path, typer.Option("--knob", help="A run of interp knob fit, or a safetensors file.", show_default=False)
 ]
+ContextValue = Annotated[
+    float | None, typer.Option("--context", help="Value that means context.", show_default="the knob's")
+]
+PriorValue = Annotated[float | None, typer.Option("--prior", help="Value that means prior.", show_default="the knob's")]
 Where = Annotated[Path | None, typer.Option("--out", help="Folder of the new run.", show_default="runs/MODEL-knob…")]
 
 
@@ -147,8 +155,8 @@ def evaluate(
     values: Annotated[
         str, typer.Option(help="Also set the coordinate to each of these, such as -6,0,6.", show_default=False)
     ] = "",
-    context: Annotated[float | None, typer.Option(help="Value that means context.", show_default="the knob's")] = None,
-    prior: Annotated[float | None, typer.Option(help="Value that means prior.", show_default="the knob's")] = None,
+    context: ContextValue = None,
+    prior: PriorValue = None,
     layer: Layer = None,
     form: Form = "instruction",
     wording: Wording = None,
@@ -162,11 +170,15 @@ def evaluate(
     revision: Revision = None,
     json: Json = False,
 ) -> None:
-    """What a model answers as instructed, without instruction, and steered by a knob of its own or of another model."""
+    """What a model answers as instructed, without instruction, and steered by a knob of its own or of another model.
+
+    Items that the knob was fitted on are left out, which is said.
+    """
     run, started = _run(to, model, "knob-eval")
     tried = numbers("--values", values, float)
     turned = read_knob(knob, layer, context, prior)
     items, said = _material(model, task, n, shots, form, wording, chat, seed)
+    items = _unseen(knob, items)
     from interp.knob import evaluate as measure
 
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
@@ -177,6 +189,40 @@ def evaluate(
         emit(eval_document(result, turned, run))
     else:
         show_eval(result, turned, run)
+
+
+@app.command("side-effects")
+def side_effects(
+    model: ModelName,
+    knob: KnobFile,
+    tasks: Annotated[
+        str, typer.Option(help="Tasks that have nothing to do with it: ioi, needle; for pocket any of its skills.")
+    ] = "ioi,needle",
+    n: Annotated[int, typer.Option(help="Prompts of each task.", min=1)] = 40,
+    context: ContextValue = None,
+    prior: PriorValue = None,
+    layer: Layer = None,
+    to: Where = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+    attention: Attention = None,
+    revision: Revision = None,
+    json: Json = False,
+) -> None:
+    """What setting the knob costs tasks that have nothing to do with it."""
+    run, started = _run(to, model, "knob-side-effects")
+    turned = read_knob(knob, layer, context, prior)
+    loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
+    prompts = {name.strip(): _unrelated(loaded, model, name.strip(), n, seed) for name in tasks.split(",")}
+    from interp.knob import side_effects as measure
+
+    result = measure(loaded, turned, prompts, seed=seed)
+    result.save(run, started)
+    if json:
+        emit({"run": str(run), "knob": repr(turned), "model": result.model, "tasks": result.frame.to_dict("records")})
+    else:
+        show_side_effects(result, turned, run)
 
 
 @app.command("steer")
@@ -234,6 +280,38 @@ def read_knob(path: Path, layer: int | None = None, context: float | None = None
     knob = Knob.load(path / KNOB_FILE if path.is_dir() else path, layer)
     given = {name: value for name, value in (("context", context), ("prior", prior)) if value is not None}
     return knob.with_values(**{**knob.values, **given})
+
+
+def _unseen(knob: Path, items: ContextItems) -> ContextItems:
+    """The items that the knob of a run was not fitted on; says how many it was, or that a file alone does not say."""
+    from interp.knob import KnobResult
+
+    if not knob.is_dir():
+        say(f"{knob} does not say what it was fitted on, so some of these items may be among it.")
+        return items
+    kept = KnobResult.load(knob).unseen(items)
+    if len(kept) < len(items):
+        say(f"{len(items) - len(kept)} of {len(items)} items are left out: the knob was fitted on them.")
+    return kept
+
+
+def _unrelated(loaded: Model, model: str, task: str, n: int, seed: int) -> PromptSet:
+    """About `n` prompts of a task with answers: the bundled model's held-out items, for others IOI and needles."""
+    from interp.tasks.ioi import ioi_prompts
+    from interp.tasks.needle import needle_prompts
+
+    if model == "pocket":
+        from interp.pocket.prompts import skill_prompts
+
+        return skill_prompts(loaded.tokenizer, task, n, seed)
+    if task == "ioi":
+        return ioi_prompts(loaded.tokenizer, n, seed)
+    if task == "needle":
+        each, length = -(-n // len(DEPTHS)), [min(NEEDLE_LENGTH, loaded.spec.context or NEEDLE_LENGTH)]
+        return needle_prompts(loaded.tokenizer, length, DEPTHS, n_needles=each, seed=seed, context=loaded.spec.context)[
+            :n
+        ]
+    raise BadInput(f"--tasks {task} is neither ioi nor needle; only pocket has further ones")
 
 
 def _setting(text: str) -> str | float:
@@ -311,6 +389,11 @@ def show_eval(result: Behaviour, knob: Knob, run: Path) -> None:
     show_frame(f"{result!r}, {knob!r}", _rates(result))
     if result.settings:
         show_frame("answers along the coordinate", result.curve[["value", "context", "prior", "other", "n"]])
+    _say_where(run)
+
+
+def show_side_effects(result: SideEffects, knob: Knob, run: Path) -> None:
+    show_frame(f"{result!r}, {knob!r}", result.frame)
     _say_where(run)
 
 

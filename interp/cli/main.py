@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import interp
-from interp.cli import bench, circuit, conformance, explore, heads, info, knob, patch, probe, runs, skill
+from interp.cli import bench, circuit, conformance, explore, heads, info, knob, patch, probe, project, runs, skill
 from interp.cli.console import say
 from interp.errors import BadInput, WorkbenchError
 from kernels.errors import InvalidRequest
@@ -24,6 +24,7 @@ app.command("info")(info.info)
 app.command("conformance")(conformance.conformance)
 app.command("explore")(explore.explore)
 app.command("patch")(patch.patch)
+app.command("project")(project.project)
 app.add_typer(bench.app, name="bench")
 app.add_typer(circuit.app, name="circuit")
 app.add_typer(heads.app, name="heads")

@@ -9,12 +9,15 @@ Follows Minder et al. 2025, "Controllable Context Sensitivity and the Knob Behin
 
 from __future__ import annotations
 
-from interp.knob.behaviour import Behaviour, evaluate, side_effects
+from interp.knob.behaviour import Behaviour, evaluate
 from interp.knob.fit import fit_knob
 from interp.knob.knob import Knob
 from interp.knob.result import KnobResult
-from interp.knob.search import ExhaustiveSearch, LayerSearch, search_exhaustively, search_layers
+from interp.knob.search import search_exhaustively, search_layers
+from interp.knob.search_result import ExhaustiveSearch, LayerSearch
 from interp.knob.separation import Correlation, correlation
+from interp.knob.side_effects import SideEffects, side_effects
+from interp.knob.steering import Steering, steer
 from interp.knob.training import Training
 
 __all__ = [
@@ -24,6 +27,8 @@ __all__ = [
     "Knob",
     "KnobResult",
     "LayerSearch",
+    "SideEffects",
+    "Steering",
     "Training",
     "correlation",
     "evaluate",
@@ -31,4 +36,5 @@ __all__ = [
     "search_exhaustively",
     "search_layers",
     "side_effects",
+    "steer",
 ]

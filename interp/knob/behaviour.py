@@ -11,17 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from interp.errors import BadInput
+from interp.errors import BadInput, UnreadableFile
 from interp.heads.scores import model_record
 from interp.knob.knob import Knob
-from interp.runs import Run, save_run
-from interp.stats import Interval, bootstrap_interval, wilson_interval
+from interp.runs import Run, load_run, save_run
+from interp.stats import Interval, wilson_interval
+from interp.tables import html_table
 from interp.tasks.context_prior import INTENTS, ContextItem, ContextItems, PromptForm, context_prompts
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import Edit
@@ -30,6 +32,7 @@ from interp.tracing.model import Model
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+KIND = "knob-behaviour"
 OUTCOMES = ("context", "prior", "other")
 BATCH = 32
 ROOM = 2
@@ -82,8 +85,8 @@ class Behaviour:
             for column, intent in enumerate(INTENTS if outcomes.shape[1] == 2 else ("none",)):
                 row: dict[str, Any] = {"setting": setting, "intent": intent, **_rates(outcomes[:, column])}
                 if intent != "none":
-                    row |= _columns("right", self.accuracy(setting, intent))
-                    row |= _columns("pair_accuracy", self.pair_accuracy(setting))
+                    row |= columns("right", self.accuracy(setting, intent))
+                    row |= columns("pair_accuracy", self.pair_accuracy(setting))
                 rows.append({**row, "n": len(outcomes)})
         return pd.DataFrame(rows)
 
@@ -94,18 +97,18 @@ class Behaviour:
         for value, outcomes in zip(self.settings, self.values, strict=True):
             row: dict[str, Any] = {"value": value}
             for outcome in OUTCOMES:
-                row |= _columns(outcome, wilson_interval(int((outcomes == outcome).sum()), len(outcomes)))
+                row |= columns(outcome, wilson_interval(int((outcomes == outcome).sum()), len(outcomes)))
             rows.append({**row, "n": len(outcomes)})
         return pd.DataFrame(rows)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"
+        return f"<p>{escape(repr(self))}</p>{html_table(self.frame)}"
 
     def plot(self) -> go.Figure:
-        """Rates of answers along the value of the coordinate. Raises BadInput where no values were measured."""
-        from interp.plots.knob import answer_rates
+        """Rates of answers along the value of the coordinate; by setting where no values were measured."""
+        from interp.plots.knob_effects import answer_bars, answer_rates
 
-        return answer_rates(self)
+        return answer_rates(self) if self.settings else answer_bars(self)
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder: the frame, the curve and every outcome as its place in OUTCOMES.
@@ -113,10 +116,11 @@ class Behaviour:
         Raises UnwritableOutput.
         """
         arrays = {name: outcome_indices(outcomes) for name, outcomes in self.outcomes.items()}
-        arrays |= {"values": outcome_indices(self.values), "settings": np.array(self.settings)} if self.settings else {}
+        if self.settings:
+            arrays |= {"values": outcome_indices(self.values), "settings": np.array(self.settings)}
         return save_run(
             path,
-            kind="knob-behaviour",
+            kind=KIND,
             parameters={**self.parameters, "outcomes": list(OUTCOMES)},
             model=self.model,
             seed=0,
@@ -124,6 +128,21 @@ class Behaviour:
             arrays=arrays,
             started=started,
         )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Behaviour:
+        """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
+        run = load_run(path, KIND)
+        names = sorted(run.arrays.keys() - {"values", "settings"})  # in the order in which they are measured
+        outcomes = {name: read_outcomes(run, name, None, 1 if name == "silent" else 2) for name in names}
+        if "silent" not in outcomes or len({len(answers) for answers in outcomes.values()}) != 1:
+            raise UnreadableFile(f"{path} does not hold the answers of the same items under every setting")
+        settings = run.array("settings", None) if "settings" in run.arrays else np.empty(0)
+        values = np.empty((0, len(outcomes["silent"])), dtype=str)
+        if len(settings):
+            values = read_outcomes(run, "values", len(settings), len(outcomes["silent"]))
+        parameters = {name: value for name, value in run.record.parameters.items() if name != "outcomes"}
+        return cls(outcomes, tuple(settings.tolist()), values, run.record.model, parameters)
 
 
 def evaluate(
@@ -168,13 +187,18 @@ def evaluate(
     steered = [answered(silent, edit) for edit in steering]
     if steered:
         outcomes["steered"] = np.stack(steered[:2], axis=1)
-    about = {} if knob is None else {"layer": knob.layer, "values": dict(knob.values), "fitted_on": dict(knob.model)}
+    about = {} if knob is None else knob.as_dict()
     return Behaviour(
         outcomes,
         tuple(map(float, values)),
         np.array(steered[2:], dtype=object).reshape(-1, len(items)).astype(str),
         model_record(model),
-        {**form.as_dict(), "items": items.hash, "lost": dict(items.lost), "knob": about},
+        {
+            **form.as_dict(),
+            "items": items.hash,
+            "lost": dict(items.lost),
+            "knob": about,
+        },
     )
 
 
@@ -210,46 +234,26 @@ def outcome(text: str, item: ContextItem) -> str:
     return "other"
 
 
-def side_effects(
-    model: Model, knob: Knob, prompts: Mapping[str, PromptSet], *, batch_size: int = BATCH, seed: int = 0
-) -> pd.DataFrame:
-    """What setting the knob costs unrelated tasks: share of prompts whose greedy response is their whole answer.
-
-    One row a task and setting (none, context, prior): `right`, and the change from no knob, `change`, with its 95 %
-    bootstrap interval over prompts. Raises BadInput for prompts without answers.
-    """
-    knob.check(model)
-    rows = []
-    for task, own in prompts.items():
-        if not own.answers:
-            raise BadInput(f"the prompts of {task} have no answers")
-        base = _right_answers(model, own, None, batch_size)
-        for setting in ("none", *INTENTS):
-            right = base if setting == "none" else _right_answers(model, own, knob.edit(setting), batch_size)
-            row = {"task": task, "setting": setting, "right": right.mean()}
-            rows.append({**row, **_columns("change", bootstrap_interval(right - base, seed=seed)), "n": len(right)})
-    return pd.DataFrame(rows)
-
-
-def _right_answers(model: Model, prompts: PromptSet, edit: Edit | None, batch_size: int) -> np.ndarray:
-    right = []
-    for start in range(0, len(prompts), batch_size):
-        part = prompts[start : start + batch_size]
-        longest = max(map(len, part.answer_tokens))
-        found = model.generate(part, max_new_tokens=longest, edits=[] if edit is None else [edit]).tokens
-        right += [row[: len(answer)] == answer for row, answer in zip(found, part.answer_tokens, strict=True)]
-    return np.array(right, dtype=float)
-
-
 def _rates(outcomes: np.ndarray) -> dict[str, float]:
     rates = {outcome: float((outcomes == outcome).mean()) for outcome in OUTCOMES}
     decided = rates["prior"] + rates["context"]
     return {**rates, "memory_ratio": rates["prior"] / decided if decided else float("nan")}
 
 
-def _columns(name: str, interval: Interval) -> dict[str, float]:
+def columns(name: str, interval: Interval) -> dict[str, float]:
+    """An estimate and its bounds as the columns of a table."""
     return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def outcome_indices(outcomes: np.ndarray) -> np.ndarray:
+    """Outcomes as their places in OUTCOMES, as runs keep them."""
     return np.array([OUTCOMES.index(one) for one in outcomes.ravel()], dtype=np.int8).reshape(outcomes.shape)
+
+
+def read_outcomes(run: Run, name: str, *shape: int | None) -> np.ndarray:
+    """Outcomes of this shape that `outcome_indices` made an array of. Raises UnreadableFile."""
+    found = run.array(name, *shape)
+    if not np.isin(found, range(len(OUTCOMES))).all():
+        raise UnreadableFile(f"{run.path}: the array {name!r} holds more than the places 0 to {len(OUTCOMES) - 1}")
+    outcomes: np.ndarray = np.array(OUTCOMES)[found.astype(int)]
+    return outcomes

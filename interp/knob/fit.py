@@ -22,10 +22,10 @@ from interp.knob.interchange import Interchange, measure_interchange
 from interp.knob.knob import Knob, check_layer, coordinates, oriented
 from interp.knob.last_token import Executor, last_tokens
 from interp.knob.pairs import NOT_CONFIDENT, Pairs, Split, intent_pairs, split_pairs
-from interp.knob.result import KnobResult
+from interp.knob.result import PARTS, KnobResult
 from interp.knob.separation import separation
 from interp.knob.training import Fitted, Training, train
-from interp.stats import bootstrap_interval
+from interp.stats import wilson_mean
 from interp.tasks.context_prior import ContextItems, PromptForm, context_prompts
 from interp.tracing.model import Model
 
@@ -89,6 +89,8 @@ def fit_knob(
         frame=_measure(pairs, split, fitted, bases, rank, seed),
         coordinates=coordinates(bases[best], pairs.resid(layers[best], split.test)).cpu().numpy(),
         behaviour=behaviour,
+        items={part: pairs.items.take(getattr(split, part).tolist()) for part in PARTS},
+        form=form,
         model=model_record(model),
         parameters={
             **form.as_dict(),
@@ -171,7 +173,7 @@ def _measure(
     for layer, name in dict.fromkeys((layer, name) for layer, name, _ in subspaces):
         mine = [i for i, (other, method, _) in enumerate(subspaces) if (other, method) == (layer, name)]
         found = [measured[i] for i in mine]
-        row = {"layer": layer, "method": name, **_summary(found, seed)}
+        row = {"layer": layer, "method": name, **_summary(found)}
         row["separation"] = float(np.mean([separation(pairs, layer, subspaces[i][2], split.test) for i in mine]))
         if name == METHOD:
             one = by_layer[layer]
@@ -180,14 +182,14 @@ def _measure(
     return pd.DataFrame(rows)
 
 
-def _summary(found: Sequence[Interchange], seed: int) -> dict[str, Any]:
+def _summary(found: Sequence[Interchange]) -> dict[str, Any]:
     """Of one subspace or several: shares of prompts that change their answer and that keep it, by pair."""
 
     def by_pair(name: str) -> np.ndarray:
         mean: np.ndarray = np.mean([getattr(one, name) for one in found], axis=0)
         return mean.reshape(-1, 2).mean(1)
 
-    accuracy = bootstrap_interval(by_pair("source"), seed=seed)
+    accuracy = wilson_mean(by_pair("source"))
     return {
         "accuracy": accuracy.estimate,
         "accuracy_low": accuracy.low,

@@ -78,6 +78,10 @@ class Knob:
             return self.values[setting]
         return float(setting)
 
+    def as_dict(self) -> dict[str, Any]:
+        """What a result says about the knob that it turned."""
+        return {"layer": self.layer, "values": dict(self.values), "fitted_on": dict(self.model)}
+
     def edit(self, setting: str | float) -> Edit:
         """The Edit that sets the coordinate, at the prompt's last token and every decoded one."""
         return set_coordinate(self.site, self.direction, self.value(setting)).at(positions=STEERED)

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from interp.errors import BadInput, choose
-from interp.knob.behaviour import OUTCOMES, Behaviour, outcome_indices
+from interp.errors import BadInput, UnreadableFile, choose
+from interp.knob.behaviour import Behaviour, outcome_indices, read_outcomes
 from interp.knob.knob import Knob
 from interp.runs import Run, load_run, save_run
+from interp.tables import html_table
+from interp.tasks.context_prior import INTENTS, ContextItem, ContextItems, PromptForm
 from interp.tracing.edits import Edit
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+KIND = "knob"
 KNOB_FILE = "knob.safetensors"
 """The knob inside a run, in the shape of the published checkpoints."""
+ITEMS = "items"
+"""The further table of a run: every item, and whether the knob was fitted on it."""
+PARTS = ("train", "validation", "test")
+SHOWN = "demonstration"
+"""The part of items that are shown in every prompt."""
+FITTED_ON = "the knob was fitted on"
+"""What items are lost to that a knob has seen."""
+OUTCOME = "outcome."
 Figure = Literal["coordinates", "layers"]
 
 
@@ -30,11 +42,11 @@ class KnobResult:
     """The knob after the best layer, and what was measured on test pairs that it was not fitted on.
 
     `frame` has a row a layer and method (`interchange` is the fitted subspace; the others are baselines): `accuracy`,
-    the share of prompts that give their twin's answer after interchange, with its 95 % bootstrap interval over pairs;
+    the share of prompts that give their twin's answer after interchange, with its 95 % Wilson interval over pairs;
     `target_accuracy`, those that keep their own; `loss` in nats; `separation` (`interp.knob.separation`); n pairs.
     `bases` `[layer rank width]` are the fitted subspaces after `layers`. `coordinates` `[pair intent rank]` are those
     of the test prompts. `behaviour` holds what the model answers as instructed, without instruction, and steered; None
-    for a rank above 1.
+    for a rank above 1. `items` are those of each of PARTS: fitted on, chosen by, reported on; `form` their prompts'.
     """
 
     knob: Knob
@@ -43,6 +55,8 @@ class KnobResult:
     frame: pd.DataFrame
     coordinates: np.ndarray
     behaviour: Behaviour | None
+    items: Mapping[str, ContextItems]
+    form: PromptForm
     model: Mapping[str, Any]
     parameters: Mapping[str, Any]
     seed: int
@@ -76,9 +90,14 @@ class KnobResult:
         """The Edit that turns the knob to `"context"`, `"prior"` or a value, at every step of a generation."""
         return self.knob.edit(setting)
 
+    def unseen(self, items: ContextItems) -> ContextItems:
+        """Those that the knob was neither fitted on nor chosen by; the others are counted. Raises BadInput for none."""
+        seen = {_contradiction(item) for part in PARTS[:2] for item in self.items[part]}
+        return items.keep([_contradiction(item) not in seen for item in items], FITTED_ON)
+
     def _repr_html_(self) -> str:
-        behaviour = "" if self.behaviour is None else self.behaviour.frame.to_html(index=False)
-        return f"<p>{self!r}</p>{self.frame.to_html(index=False)}{behaviour}"
+        behaviour = "" if self.behaviour is None else html_table(self.behaviour.frame)
+        return f"<p>{escape(repr(self))}</p>{html_table(self.frame)}{behaviour}"
 
     def plot(self, what: Figure = "layers") -> go.Figure:
         """`"layers"`: interchange accuracy by layer; `"coordinates"`: histograms by intent. Raises BadInput."""
@@ -95,48 +114,70 @@ class KnobResult:
         about: dict[str, Any] = {"layers": list(self.layers), "best": self.knob.layer, "values": dict(self.knob.values)}
         arrays = {"bases": self.bases, "coordinates": self.coordinates}
         if self.behaviour is not None:
-            about["behaviour"] = self.behaviour.frame.to_dict("records")
-            arrays |= {f"outcome.{name}": outcome_indices(one) for name, one in self.behaviour.outcomes.items()}
+            about["behaviour"] = dict(self.behaviour.parameters)
+            arrays |= {f"{OUTCOME}{name}": outcome_indices(one) for name, one in self.behaviour.outcomes.items()}
         return save_run(
             path,
-            kind="knob",
+            kind=KIND,
             parameters={**self.parameters, **about},
             model=self.model,
             seed=self.seed,
             frame=self.frame,
             arrays=arrays,
-            files={KNOB_FILE: self.knob.save},
+            files={KNOB_FILE: self.knob.save, f"{ITEMS}.parquet": self._save_items},
             started=started,
         )
+
+    def _save_items(self, file: Path) -> None:
+        parts = {**self.items, SHOWN: self.form.demonstrations}
+        rows = [{"part": part, **asdict(item)} for part, items in parts.items() for item in items]
+        pd.DataFrame(rows).to_parquet(file, index=False)
 
     @classmethod
     def load(cls, path: str | Path) -> KnobResult:
         """Read what `save` wrote. Raises UnreadableFile, BadInput for a run of another kind."""
-        run = load_run(path)
-        if run.record.kind != "knob":
-            raise BadInput(f"{path} holds a run of kind {run.record.kind!r}, not a knob")
+        run = load_run(path, KIND)
         parameters = dict(run.record.parameters)
-        layers = parameters.pop("layers")
-        for name in ("best", "values", "behaviour"):
-            parameters.pop(name, None)
-        arrays = dict(run.arrays)
-        prefix = "outcome."
-        outcomes = {
-            name.removeprefix(prefix): np.array(OUTCOMES)[array]
-            for name, array in sorted(arrays.items())
-            if name.startswith(prefix)
-        }
+        layers, best = parameters.pop("layers"), parameters.pop("best")
+        del parameters["values"]
+        behaviour = parameters.pop("behaviour", None)
         knob = Knob.load(Path(path) / KNOB_FILE)
-        none = np.empty((0, 0), dtype=str)
-        about = {name: parameters[name] for name in ("form", "wording", "shots", "chat", "items", "lost")}
+        if knob.layer != best or best not in layers:
+            raise UnreadableFile(
+                f"{path}: {KNOB_FILE} is of layer {knob.layer}, and the run's best of {layers} is {best}"
+            )
+        parts = {part: _items_of(run, part) for part in (*PARTS, SHOWN)}
+        tests = len(parts["test"])
+        outcomes = {
+            name.removeprefix(OUTCOME): read_outcomes(run, name, tests, 1 if name == f"{OUTCOME}silent" else 2)
+            for name in sorted(run.arrays)
+            if name.startswith(OUTCOME)
+        }
+        unmeasured = np.empty((0, tests), dtype=str)
         return cls(
             knob,
             tuple(layers),
-            arrays["bases"],
+            run.array("bases", len(layers), knob.rank, knob.width),
             run.frame,
-            arrays["coordinates"],
-            Behaviour(outcomes, (), none, run.record.model, about) if outcomes else None,
+            run.array("coordinates", tests, len(INTENTS), knob.rank),
+            None if behaviour is None else Behaviour(outcomes, (), unmeasured, run.record.model, behaviour),
+            {part: ContextItems(parts[part]) for part in PARTS},
+            PromptForm(parameters["form"], parameters["wording"], parts[SHOWN], parameters["chat"]),
             run.record.model,
             parameters,
             run.record.seed,
         )
+
+
+def _items_of(run: Run, part: str) -> tuple[ContextItem, ...]:
+    """The items of one part. Raises UnreadableFile."""
+    frame = run.table(ITEMS)
+    names = [field.name for field in fields(ContextItem)]
+    if missing := [name for name in ("part", *names) if name not in frame]:
+        raise UnreadableFile(f"{run.path}: {ITEMS}.parquet lacks the columns {', '.join(missing)}")
+    return tuple(ContextItem(*row) for row in frame.loc[frame.part == part, names].itertuples(index=False))
+
+
+def _contradiction(item: ContextItem) -> tuple[str, str, str]:
+    """What makes two items the same to a knob, in whatever words the context is."""
+    return item.query, item.prior_answer, item.context_answer

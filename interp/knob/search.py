@@ -8,12 +8,8 @@ answer appear, and a refinement adds later layers that take it back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -24,25 +20,13 @@ from interp.errors import BadInput, choose
 from interp.heads.scores import model_record
 from interp.knob.last_token import LastTokens, last_tokens
 from interp.knob.pairs import NOT_CONFIDENT, Pairs, intent_pairs
+from interp.knob.search_result import SETTINGS, Evaluation, ExhaustiveSearch, Found, LayerSearch, Setting
 from interp.metrics import probability
 from interp.patching.sweep import sweep
-from interp.runs import Run, save_run
 from interp.stats import bootstrap_interval
 from interp.tasks.context_prior import ContextItems, PromptForm
 from interp.tracing.edits import Edit, patch
 from interp.tracing.model import Model
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-Setting = Literal["PRI", "CTX", "CP", "PC"]
-SETTINGS: Mapping[Setting, str] = {
-    "PRI": "from another item into this one, both to be answered from memory",
-    "CTX": "from another item into this one, both to be answered from the context",
-    "CP": "from the prompt that follows the context into its twin that follows memory",
-    "PC": "from the prompt that follows memory into its twin that follows the context",
-}
-"""Where a patch comes from and where it goes."""
 
 IDENTITY = "cat -> cat\n1135 -> 1135\nhello -> hello\n?"
 """The Patchscope prompt."""
@@ -50,144 +34,6 @@ THRESHOLD, MARGIN, DROP = 0.88, 0.3, 0.05
 """Minder et al.'s for Llama: probability of the source's answer that counts as found; lead over the target's answer
 that the last layer must keep; fall of the source's answer, from one layer to the next, that the refinement mends."""
 BATCH = 32
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """One patch of the attention outputs of `layers`: mean probabilities `[layer]` of the first token of the source's
-    and of the target's answer, read out after each block."""
-
-    layers: tuple[int, ...]
-    source: np.ndarray
-    target: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What one setting's search found: `layers`, or none where even all layers stay below the threshold."""
-
-    setting: Setting
-    layers: tuple[int, ...]
-    evaluations: tuple[Evaluation, ...]
-
-    @property
-    def last(self) -> Evaluation:
-        """The evaluation of the layers that were found; of all layers where none were."""
-        wanted = self.layers or max((e.layers for e in self.evaluations), key=len)
-        return next(e for e in self.evaluations if e.layers == wanted)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class LayerSearch:
-    """The layers found for each setting, and every patch that was evaluated on the way."""
-
-    found: Mapping[Setting, Found]
-    model: Mapping[str, Any]
-    parameters: Mapping[str, Any]
-    seed: int
-
-    def __repr__(self) -> str:
-        ranges = ", ".join(f"{name} {list(each.layers) or 'nothing'}" for name, each in self.found.items())
-        return f"LayerSearch({ranges}; {self.evaluations} patch evaluations on {self.model['name']})"
-
-    @property
-    def evaluations(self) -> int:
-        """Patch evaluations of all settings."""
-        return sum(len(each.evaluations) for each in self.found.values())
-
-    @cached_property
-    def frame(self) -> pd.DataFrame:
-        """One row a setting, patch and layer of the read-out: probabilities of both answers, and what was patched."""
-        rows = [
-            {
-                "setting": name,
-                "evaluation": number,
-                "patched": ",".join(map(str, evaluation.layers)),
-                "chosen": evaluation.layers == each.layers,
-                "layer": layer,
-                "p_source": source,
-                "p_target": target,
-            }
-            for name, each in self.found.items()
-            for number, evaluation in enumerate(each.evaluations)
-            for layer, (source, target) in enumerate(zip(evaluation.source, evaluation.target, strict=True))
-        ]
-        return pd.DataFrame(rows)
-
-    @cached_property
-    def summary(self) -> pd.DataFrame:
-        """One row a setting: its layers, the probabilities they lead to, and how many patches were evaluated."""
-        rows = [
-            {
-                "setting": name,
-                "layers": ",".join(map(str, each.layers)) or "none",
-                "p_source_best": each.last.source.max(),
-                "p_source_last": each.last.source[-1],
-                "p_target_last": each.last.target[-1],
-                "evaluations": len(each.evaluations),
-            }
-            for name, each in self.found.items()
-        ]
-        return pd.DataFrame(rows)
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.summary.to_html(index=False)}"
-
-    def plot(self) -> go.Figure:
-        """The read-out after every block under the layers that were found."""
-        from interp.plots.knob import search_map
-
-        return search_map(self)
-
-    def save(self, path: str | Path, started: datetime | None = None) -> Run:
-        """Write a run folder: every evaluation, and the layers among the parameters. Raises UnwritableOutput."""
-        layers = {name: list(each.layers) for name, each in self.found.items()}
-        return save_run(
-            path,
-            kind="knob-search",
-            parameters={**self.parameters, "layers": layers},
-            model=self.model,
-            seed=self.seed,
-            frame=self.frame,
-            started=started,
-        )
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ExhaustiveSearch:
-    """The final prediction under a patch of every range of layers; `single` ranks the ranges of one layer.
-
-    `frame` has a row a setting and range `[start, stop)`: mean probability of the source's answer with its 95 %
-    bootstrap interval, `p_unpatched` without a patch, n.
-    """
-
-    frame: pd.DataFrame
-    model: Mapping[str, Any]
-    parameters: Mapping[str, Any]
-    seed: int
-
-    def __repr__(self) -> str:
-        return f"ExhaustiveSearch({len(self.frame)} ranges on {self.model['name']})"
-
-    def single(self, setting: Setting) -> list[int]:
-        """Layers by what a patch of each alone does to the source's answer, the strongest first."""
-        rows = self.frame[(self.frame.setting == setting) & (self.frame.stop == self.frame.start + 1)]
-        return rows.sort_values("p_source", ascending=False).start.tolist()
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.head(20).to_html(index=False)}"
-
-    def save(self, path: str | Path, started: datetime | None = None) -> Run:
-        """Write a run folder. Raises UnwritableOutput."""
-        return save_run(
-            path,
-            kind="knob-search-exhaustive",
-            parameters=self.parameters,
-            model=self.model,
-            seed=self.seed,
-            frame=self.frame,
-            started=started,
-        )
 
 
 def search_layers(

@@ -63,14 +63,14 @@ def train(
     width = pairs.base.resid.shape[-1]
     if not 1 <= rank <= width:
         raise BadInput(f"rank {rank} is not between 1 and the width {width}")
-    weights = torch.stack([_start(width, rank, seed, layer) for layer in layers])
+    weights = torch.stack([start(width, rank, seed, layer) for layer in layers])
     weights = weights.to(pairs.base.resid.device).requires_grad_()
     optimizer = torch.optim.Adam([weights], lr=training.turn / width**0.5)
-    batches = _batches(pairs.rows(split.train), training.batch_size, seed)
+    endless = batches(pairs.rows(split.train), training.batch_size, seed)
     best: dict[int, Fitted] = {}
     running = list(range(len(layers)))
     for step in range(1, training.steps + 1):
-        _step(pairs, layers, weights, running, next(batches), optimizer)
+        _step(pairs, layers, weights, running, next(endless), optimizer)
         if step % training.check and step < training.steps:
             continue
         bases = _orthonormal(weights.detach())
@@ -87,13 +87,13 @@ def train(
     return [best[i] for i in range(len(layers))]
 
 
-def _start(width: int, rank: int, seed: int, layer: int) -> Tensor:
+def start(width: int, rank: int, seed: int, layer: int) -> Tensor:
     """Where a layer's fit starts, `[width rank]`, whichever others are fitted beside it."""
     generator = torch.Generator().manual_seed(seed * 1_000 + layer)
     return torch.randn(width, rank, generator=generator) / width**0.5
 
 
-def _batches(rows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
+def batches(rows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
     """Batches of rows without end, shuffled anew each time through."""
     generator = torch.Generator().manual_seed(seed)
     while True:

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 import interp
 from interp.knob.pairs import Pairs, Split, intent_pairs, split_pairs
-from interp.knob.training import Training, _batches, _start, train
+from interp.knob.training import Training, batches, start, train
 from interp.tasks.context_prior import PromptForm, fact_items
 from tests.benchmarks.measure import Target, compare, report
 
@@ -60,11 +60,11 @@ def through_nnsight(model: interp.Model, pairs: Pairs, split: Split) -> Callable
         resid = sources()
         fitted = []
         for layer in range(layers):
-            weight = _start(width, 1, 0, layer).requires_grad_()
+            weight = start(width, 1, 0, layer).requires_grad_()
             optimizer = torch.optim.Adam([weight], lr=0.5 / width**0.5)
-            batches = _batches(pairs.rows(split.train), BATCH, 0)
+            endless = batches(pairs.rows(split.train), BATCH, 0)
             for _ in range(STEPS):
-                rows = next(batches)
+                rows = next(endless)
                 unit = weight[:, 0] / weight.norm()
                 donor = resid[layer][rows ^ 1]
                 with traced.trace(ids[rows], attention_mask=mask[rows], use_cache=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 
 import interp
 from interp.errors import BadInput
-from interp.knob import KnobResult, evaluate, search_exhaustively, search_layers, side_effects
+from interp.knob import Behaviour, KnobResult, evaluate, search_exhaustively, search_layers, side_effects
 from interp.knob.behaviour import outcome, responses
-from interp.knob.search import SETTINGS
+from interp.knob.search_result import SETTINGS
 from interp.pocket.documents import is_held_out
 from interp.pocket.prompts import skill_prompts
+from interp.stats import wilson_interval
 from interp.tasks.context_prior import ContextItem, ContextItems, PromptForm, context_prompts, fact_items
 
 
@@ -80,7 +82,7 @@ def test_a_random_direction_at_the_same_values_chooses_nothing(
 def test_unrelated_skills_do_not_notice(pocket: interp.Model, fitted: KnobResult) -> None:
     tasks = {name: skill_prompts(pocket.tokenizer, name, 40) for name in ("ioi", "needle")}
     tasks["needle"] = tasks["needle"][:12]
-    costs = side_effects(pocket, fitted.knob, tasks)
+    costs = side_effects(pocket, fitted.knob, tasks).frame
     assert (costs[costs.setting == "none"].right >= 0.9).all()
     assert (costs[costs.task == "ioi"].change.abs() <= 0.03).all()
     assert (costs.change_high >= -0.03).all()  # a dozen needles bound a loss no closer than that
@@ -89,7 +91,7 @@ def test_unrelated_skills_do_not_notice(pocket: interp.Model, fitted: KnobResult
 
 def test_an_effect_would_be_noticed(pocket: interp.Model, fitted: KnobResult) -> None:
     far = fitted.knob.with_values(context=20_000, prior=-20_000)
-    costs = side_effects(pocket, far, {"ioi": skill_prompts(pocket.tokenizer, "ioi", 12)})
+    costs = side_effects(pocket, far, {"ioi": skill_prompts(pocket.tokenizer, "ioi", 12)}).frame
     assert costs.change.min() < -0.5
 
 
@@ -158,7 +160,55 @@ def test_a_result_survives_its_run(fitted: KnobResult, tmp_path: Path) -> None:
     assert fitted.behaviour is not None
     assert again.behaviour is not None
     assert again.behaviour.frame.equals(fitted.behaviour.frame)
+    assert again.behaviour.parameters == fitted.behaviour.parameters
     assert again.parameters == fitted.parameters
+    assert (again.form, {part: items.items for part, items in again.items.items()}) == (
+        fitted.form,
+        {part: items.items for part, items in fitted.items.items()},
+    )
+    for figure in ("layers", "coordinates"):
+        assert again.plot(figure).to_json() == fitted.plot(figure).to_json()
+
+
+def test_a_knob_knows_what_it_was_fitted_on(fitted: KnobResult, items: ContextItems, others: ContextItems) -> None:
+    assert sum(map(len, fitted.items.values())) == len(items)
+    assert fitted.unseen(items).items == tuple(item for item in items if item in set(fitted.items["test"]))
+    assert len(fitted.unseen(items)) == fitted.parameters["pairs"]["test"]
+    assert fitted.unseen(others).items == others.items
+    reworded = [replace(item, context=f"They say: {item.context}") for item in fitted.items["train"]]
+    kept = fitted.unseen(ContextItems((*reworded, *others)))
+    assert kept.items == others.items
+    assert kept.lost == {"the knob was fitted on": len(reworded)}
+
+
+def test_interchange_without_a_failure_still_has_an_interval(fitted: KnobResult) -> None:
+    best = fitted.fitted.set_index("layer").loc[fitted.layer]
+    assert (best.accuracy, best.accuracy_high) == pytest.approx((1, 1))
+    assert best.accuracy_low == pytest.approx(wilson_interval(60, 60).low)
+    assert 0.9 < best.accuracy_low < 1
+
+
+def test_answers_searches_and_side_effects_survive_their_runs(
+    pocket: interp.Model, fitted: KnobResult, form: PromptForm, others: ContextItems, tmp_path: Path
+) -> None:
+    few = others.take(range(6))
+    results = (
+        evaluate(pocket, few, fitted.knob, form=form, values=[-10, 40]),
+        evaluate(pocket, few, form=form),
+        search_layers(pocket, few, ["CP", "PRI"], form=form),
+        search_exhaustively(pocket, few, ["PC"], form=form),
+        side_effects(pocket, fitted.knob, {"ioi": skill_prompts(pocket.tokenizer, "ioi", 3)}),
+    )
+    for number, result in enumerate(results):
+        result.save(tmp_path / str(number))
+        again = type(result).load(tmp_path / str(number))
+        assert again.frame.equals(result.frame)
+        assert again.plot().to_json() == result.plot().to_json()
+        assert (repr(again), again.parameters) == (repr(result), result.parameters)
+        with pytest.raises(BadInput, match="not 'knob'"):
+            KnobResult.load(tmp_path / str(number))
+    with pytest.raises(BadInput, match="'knob-search'"):
+        Behaviour.load(tmp_path / "2")
 
 
 def test_an_answer_is_its_whole_word_and_the_longer_one_wins() -> None:
@@ -177,7 +227,7 @@ def test_figures_show_the_frame(
     fitted: KnobResult, pocket: interp.Model, form: PromptForm, others: ContextItems
 ) -> None:
     lines = fitted.plot("layers").data
-    assert lines[0].name == "interchange"
+    assert lines[0].name == "the knob (fitted)"
     assert list(lines[0].y) == fitted.fitted.accuracy.tolist()
     bars = fitted.plot("coordinates")
     assert [bar.name for bar in bars.data] == ["asked for context", "asked for prior"]
@@ -187,7 +237,9 @@ def test_figures_show_the_frame(
     rates = [trace for trace in found.plot().data if trace.name]
     assert [trace.name for trace in rates] == ["context", "prior", "other"]
     assert list(rates[0].x) == [-10, 80]
-    with pytest.raises(BadInput, match="no values"):
-        fitted.behaviour.plot()  # type: ignore[union-attr]
+    assert fitted.behaviour is not None
+    stacked = fitted.behaviour.plot().data
+    assert [list(bar.x) for bar in stacked] == [fitted.behaviour.frame[bar.name].tolist() for bar in stacked]
+    np.testing.assert_allclose(np.sum([bar.x for bar in stacked], axis=0), 1)
     with pytest.raises(BadInput, match="valid: layers, coordinates"):
         fitted.plot("layer")  # type: ignore[arg-type]

@@ -1,0 +1,102 @@
+"""`interp project`: hidden states of labelled texts along principal components and the directions that runs found."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from interp.cli.console import emit, out, show_frame
+from interp.cli.models import load_model
+from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
+from interp.errors import BadInput
+from interp.runs import require_free
+
+if TYPE_CHECKING:
+    from interp.directions import Direction
+    from interp.tasks.labelled import LabelledTexts
+
+SHOWN = ("axis", "accuracy", "accuracy_low", "accuracy_high", "shuffled", "random", "n")
+
+
+def project(
+    model: ModelName,
+    data: Annotated[
+        str, typer.Option(help="A generated concept, or texts and labels in a .jsonl or .csv file.")
+    ] = "sentiment",
+    n: Annotated[int, typer.Option(help="Texts of a generated concept, at most.", min=6)] = 160,
+    difficulty: Annotated[int, typer.Option(help="Difficulty of a generated concept.", min=1, max=3)] = 1,
+    site: Annotated[str, typer.Option(help="Where to read.", show_default="resid_post of the last layer")] = "",
+    position: Annotated[int, typer.Option(help="Which token, negative ones from the end.")] = -1,
+    components: Annotated[int, typer.Option(help="Principal components.", min=0)] = 2,
+    mean_difference: Annotated[
+        bool, typer.Option("--mean-difference", help="Also the difference of two labels' means, of half of the texts.")
+    ] = False,
+    directions: Annotated[
+        list[Path] | None,
+        typer.Option("--directions-of", help="A run of a knob, probes or projection at this site; may be repeated."),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the new run.", show_default="runs/MODEL-…")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DType = None,
+    attention: Attention = None,
+    revision: Revision = None,
+    json: Json = False,
+) -> None:
+    """Project hidden states of labelled texts on a few directions: can labels be told there, and by chance?"""
+    run, started = to or Path("runs") / f"{Path(model).resolve().name}-projection", datetime.now(timezone.utc)
+    require_free(run)
+    texts = _labelled(data, n, difficulty, seed)
+    found = [(path, _read(path)) for path in directions or ()]
+    from interp.projection import project as measure
+
+    loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
+    site = site or f"resid_post.{loaded.spec.layers - 1}"
+    result = measure(
+        loaded,
+        texts.texts,
+        texts.labels,
+        site,
+        position=position,
+        directions={name: vector for path, of_run in found for name, vector in _at(path, of_run, site).items()},
+        components=components,
+        mean_difference=mean_difference,
+        groups=texts.groups,
+        seed=seed,
+    )
+    result.save(run, started)
+    if json:
+        emit({"run": str(run), "parameters": result.parameters, "separation": result.separation.to_dict("records")})
+    else:
+        show_frame(f"{result!r}", result.separation, SHOWN)
+        out.print(f"Run: {run}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _labelled(data: str, n: int, difficulty: int, seed: int) -> LabelledTexts:
+    from interp.tasks.concepts import concept
+    from interp.tasks.labelled import LabelledTexts
+
+    if Path(data).suffix in (".jsonl", ".csv"):
+        return LabelledTexts.from_file(data)
+    made = concept(data)
+    return made.texts(made.at_most(n, difficulty), difficulty, seed)
+
+
+def _read(path: Path) -> dict[str, Direction]:
+    from interp.directions import directions_of
+
+    return directions_of(path)
+
+
+def _at(path: Path, found: dict[str, Direction], site: str) -> dict[str, object]:
+    """The vectors of a run at this site. Raises BadInput naming where it has some."""
+    here = {name: direction.vector for name, direction in found.items() if direction.site == site}
+    if not here:
+        sites = ", ".join(sorted({direction.site for direction in found.values()}))
+        raise BadInput(f"{path} has no direction at {site}; it has some at {sites or 'no site'}")
+    return here
