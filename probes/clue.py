@@ -160,7 +160,7 @@ def score(
     kept = [i for i, place in enumerate(places) if place is not None]
     number = {i: n for n, i in enumerate(kept)}
     shape = (len(kept), len(centroids.success))
-    to_success, to_failure = np.zeros(shape), np.zeros(shape)
+    to_success, to_failure = np.zeros((2, *shape), dtype=np.float32)
     drawn = {kept[int(n)] for n in np.linspace(0, len(kept) - 1, min(PROJECTED, len(kept)))}
     samples: dict[int, np.ndarray] = {}
     for rows, values in deltas(model, experience, places, batch_size, progress):
@@ -176,8 +176,8 @@ def score(
             "answer": [experience[i].answer for i in kept],
             "correct": shown["correct"],
             **{name: shown[name] for name in BASELINES},
-            "to_success": to_success.mean(1),
-            "to_failure": to_failure.mean(1),
+            "to_success": to_success.mean(1, dtype=float),
+            "to_failure": to_failure.mean(1, dtype=float),
             "start_found": [places[i].start_found for i in kept],  # type: ignore[union-attr]
             "end_found": [places[i].end_found for i in kept],  # type: ignore[union-attr]
             "response": [_ending(model.tokenizer, experience[i].tokens) for i in kept],

@@ -172,7 +172,7 @@ class ConceptDepth:
             model=first,
             seed=self.seed,
             frame=self.frame,
-            arrays={**{f"correct.{i}": right for i, right in enumerate(self.correct)}, **weights},
+            arrays={**{f"correct.{i}": _outcomes(right) for i, right in enumerate(self.correct)}, **weights},
             files={f"{name}.parquet": table.to_parquet for name, table in derived.items()},
             started=started,
         )
@@ -185,7 +185,8 @@ class ConceptDepth:
         models = parameters.pop("models", {})
         parameters.pop("directions", None)
         one = run.frame[run.frame.metric == "accuracy"].groupby(CURVE, sort=False).agg({"layer": "size", "n": "max"})
-        correct = tuple(run.array(f"correct.{i}", int(c.layer), int(c.n)) for i, c in enumerate(one.itertuples()))
+        shapes = enumerate(zip(one.layer, one.n, strict=True))
+        correct = tuple(run.array(f"correct.{i}", *map(int, shape)).astype(np.float32) for i, shape in shapes)
         return cls(run.frame, correct, models, parameters, run.record.seed, unpacked(run))
 
     def _of(self, curve: pd.Series, column: str) -> float:
@@ -399,6 +400,11 @@ class _Study:
                         interval = {"value": value.estimate, "low": value.low, "high": value.high, "n": value.n}
                         rows.append({**about, "metric": metric, **interval})
                 yield pd.DataFrame(rows), right.astype(np.float32)
+
+
+def _outcomes(right: np.ndarray) -> np.ndarray:
+    """As small as they can be kept: a byte each where all are 0 or 1."""
+    return right.astype(np.uint8) if np.isin(right, (0, 1)).all() else right
 
 
 def _require_names(what: str, names: Sequence[str]) -> None:

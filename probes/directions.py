@@ -49,7 +49,8 @@ def fit_directions(
 
 def packed(directions: Sequence[Directions]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """What a run's parameters and its arrays hold of directions: `weight.NUMBER.SITE` `[output feature]`, `bias…`."""
-    records, arrays = [], {}
+    records: list[dict[str, Any]] = []
+    arrays: dict[str, np.ndarray] = {}
     for number, each in enumerate(directions):
         about: dict[str, Any] = {"model": each.model, "dataset": each.dataset, "series": each.series}
         about["strengths"] = {site: probe.strength for site, probe in each.probes.items()}

@@ -169,7 +169,7 @@ def compared(differences: Mapping[str, Interval]) -> str:
     for name, each in differences.items():
         kind = "better than" if each.low > 0 else "worse than" if each.high < 0 else "not told apart from"
         found[kind].append(f"{name} ({each.estimate:+.3f} [{each.low:+.3f}, {each.high:+.3f}])")
-    return "It is " + "; ".join(f"{kind} {', '.join(names) or 'none'}" for kind, names in found.items()) + "."
+    return " ".join(f"{kind.capitalize()}: {', '.join(names) or 'nothing'}." for kind, names in found.items())
 
 
 def _intervals(rows: pd.DataFrame) -> list[Interval]:

@@ -196,7 +196,9 @@ def rank(
     if left := len(every.questions) - len(experience.questions):
         say(f"{left} of {len(every.questions)} questions are those the centroids were learned from, and are left out.")
     possible(wanted, Counter(response.question for response in experience).values())
-    answered = greedy and greedily_right(_experience(greedy, loaded, opening, closing), experience)
+    answered = None
+    if greedy is not None:
+        answered = greedily_right(_experience(greedy, loaded, opening, closing), experience)
     with progress("scoring") as report:
         scored = score(loaded, experience, learned, certainty=certainty, batch_size=batch, progress=report)
     ranking = rerank(scored, wanted, greedy=answered, seed=seed)

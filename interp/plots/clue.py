@@ -24,7 +24,10 @@ BINS = 40
 
 
 def projections(scored: Scored) -> go.Figure:
-    """Deltas in the plane of the line through both centroids and the largest remaining variation."""
+    """Deltas in the plane of the line through both centroids and the largest remaining variation.
+
+    The axes leave the outermost hundredth out, where it lies far away; a double click shows everything.
+    """
     figure = go.Figure()
     for kind, colour, rows in _kinds(scored):
         frame = scored.frame[rows]
@@ -40,6 +43,10 @@ def projections(scored: Scored) -> go.Figure:
             f"<extra>{kind}</extra>",
         )
     half = float((scored.centroids.gap**2).sum() ** 0.5) / 2
+    across = _central(np.append(scored.projection[:, 0], [half, -half]))
+    up = _central(np.append(scored.projection[:, 1], 0))
+    x, y = scored.projection.T
+    beyond = int(((x < across[0]) | (x > across[1]) | (y < up[0]) | (y > up[1])).sum())
     for kind, colour, place in (("success", RIGHT, half), ("failure", WRONG, -half)):
         figure.add_scatter(
             x=[place],
@@ -51,9 +58,9 @@ def projections(scored: Scored) -> go.Figure:
         )
     return figure.update_layout(
         template=TEMPLATE,
-        title="Where reasoning moves the hidden states, held-out traces",
-        xaxis_title="from the failure to the success centroid (L2, all layers)",
-        yaxis_title="largest remaining variation (L2)",
+        title="Held-out traces around the centroids" + (f" ({beyond} beyond the axes)" if beyond else ""),
+        xaxis={"title": "towards the success centroid (L2)", "range": across, "zeroline": False},
+        yaxis={"title": "largest remaining variation (L2)", "range": up, "zeroline": False},
         legend=_BELOW,
         height=460,
         margin_b=110,
@@ -81,7 +88,7 @@ def margins(scored: Scored) -> go.Figure:
         template=TEMPLATE,
         title="How much nearer to the success centroid",
         barmode="overlay",
-        xaxis_title="distance to failure less distance to success (mean L2 a layer)",
+        xaxis_title="distance to failure less to success (L2, mean of layers)",
         yaxis={"title": "share of its kind", "tickformat": ".0%"},
         legend=_BELOW,
         height=460,
@@ -189,10 +196,15 @@ def reranking(ranking: Ranking) -> go.Figure:
             hovertemplate="k=%{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} questions"
             f"<extra>{name}</extra>",
         )
-    for name, value in _lines(frame):
-        figure.add_hline(value, line_dash="dash", line_color=INK, line_width=1)
-        figure.add_annotation(
-            x=1, xref="paper", xanchor="left", y=value, text=f"{name} {value:.2f}", showarrow=False, font_size=11
+    ends = [int(best.k.min()), int(best.k.max())]
+    for (name, value), dash in zip(_lines(frame), ("dash", "dashdot", "longdash", "longdashdot"), strict=False):
+        figure.add_scatter(
+            x=ends,
+            y=[value] * 2,
+            mode="lines",
+            name=name,
+            line={"color": INK, "dash": dash, "width": 1.5},
+            hovertemplate="%{y:.3f}<extra>" + name + "</extra>",
         )
     return figure.update_layout(
         template=TEMPLATE,
@@ -200,8 +212,8 @@ def reranking(ranking: Ranking) -> go.Figure:
         xaxis={"title": "k (samples that vote)", "type": "log", "tickvals": sorted(set(best.k.astype(int)))},
         yaxis_title="share of questions answered right",
         legend=_BELOW,
-        height=480,
-        margin={"r": 150, "b": 120},
+        height=500,
+        margin_b=150,
     )
 
 
@@ -257,6 +269,13 @@ def _kinds(scored: Scored) -> Iterator[tuple[str, str, np.ndarray]]:
         rows = chosen.to_numpy(dtype=bool)
         if rows.any():
             yield kind, colour, rows
+
+
+def _central(values: np.ndarray) -> list[float]:
+    """A range of an axis that holds all but the outermost hundredth, with some room."""
+    low, high = np.nanpercentile(values, [0.5, 99.5])
+    room = 0.15 * max(high - low, np.finfo(float).tiny)
+    return [float(max(low - room, np.nanmin(values) - room)), float(min(high + room, np.nanmax(values) + room))]
 
 
 def _symbol(kind: str) -> str:

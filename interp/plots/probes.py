@@ -152,7 +152,7 @@ def reading(result: Reading, name: str | None = None) -> go.Figure:
             )
     figure.add_hline(1 / len(classes), line_dash="dot", line_color=INK, annotation_text="undecided")
     what = f"probability of {drawn[0]!r}" if len(drawn) == 1 else "probability"
-    figure.update_xaxes(title_text="layer", dtick=max(1, int(part.layer.max()) // 12))
+    figure.update_xaxes(title_text="layer", dtick=max(1, int(part.layer.max()) // 12), zeroline=False)
     figure.update_yaxes(title_text=literal(what), range=[-0.03, 1.03])
     title = f"What probes of {literal(result.dataset)} say of the text, at {name}"
     return figure.update_layout(template=TEMPLATE, title=title, height=380)
@@ -174,8 +174,8 @@ def _panels(names: Sequence[str], rows: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(range=[-0.04, 1.0], zeroline=False)
     for number in range(max(0, len(names) - ACROSS), len(names)):  # the lowest panel of every column
         figure.update_xaxes(title_text=DEPTH, **_panel(number))
-    figure.update_layout(template=TEMPLATE, height=140 + 280 * down, margin_t=90)
-    figure.update_layout(legend={"orientation": "h", "y": -0.25 / down, "yanchor": "top"})
+    figure.update_layout(template=TEMPLATE, height=200 + 260 * down, margin={"t": 90, "b": 120})
+    figure.update_layout(legend={"orientation": "h", "y": -0.27 / down, "yanchor": "top"})
     return figure
 
 

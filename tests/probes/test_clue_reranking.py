@@ -150,11 +150,9 @@ def test_differences_are_paired_by_question_and_the_verdict_names_them() -> None
         "majority",
         "greedy",
     }
-    assert found.verdict(3).startswith(
-        "CLUE's top-maj@3 answers 1 [1, 1] (n=2) of the questions right. It is better than"
-    )
-    assert "majority (+1.000 [+1.000, +1.000])" in found.verdict(3).partition("; worse")[0]
-    assert "length (+0.000" in found.verdict(3).partition("not told apart from")[2]
+    assert found.verdict(3).startswith("CLUE's top-maj@3 answers 1 [1, 1] (n=2) of the questions right. Better than: ")
+    assert "majority (+1.000 [+1.000, +1.000])" in found.verdict(3).partition("Worse than")[0]
+    assert "length (+0.000" in found.verdict(3).partition("Not told apart from")[2]
     with pytest.raises(BadInput, match=r"k=2; k is one of \[1, 3\]"):
         found.against(2)
 

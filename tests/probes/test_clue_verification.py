@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -176,9 +177,9 @@ def test_clue_is_held_against_every_baseline_in_pairs_and_the_verdict_follows_th
     own, length = (found.value(name, "auc").estimate for name in ("clue margin", "length"))
     assert against.value["length", "auc"] == pytest.approx(own - length)
     assert against.high["length", "auc"] < 0 < against.low["log-probability", "auc"]
-    better, worse, _ = found.verdict.partition("It is ")[2].split("; ")
+    better, worse, _ = re.findall(r"(?:Better than|Worse than|Not told apart from): (.*?[\])g])\.", found.verdict)
     assert "log-probability" in better
-    assert "length" in worse
+    assert "length (-0." in worse
     assert found.verdict.startswith("CLUE's margin has AUC 0.7")
 
 

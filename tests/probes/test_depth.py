@@ -90,12 +90,61 @@ def test_a_study_is_saved_and_read_whole(study: ConceptDepth, tmp_path: Path) ->
     again = ConceptDepth.load(tmp_path / "run")
     pd.testing.assert_frame_equal(again.frame, study.frame)
     pd.testing.assert_frame_equal(again.points(), study.points())
+    pd.testing.assert_frame_equal(again.summary, study.summary)
+    assert again.plot().to_json() == study.plot().to_json()
+    for before, after in zip(study.correct, again.correct, strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert len(again.directions) == len(study.directions) == 6  # of three concepts, each with its control
+    for before, after in zip(study.directions, again.directions, strict=True):
+        assert (before.dataset, before.series) == (after.dataset, after.series)
+        for site, probe in before.probes.items():
+            np.testing.assert_array_equal(probe.weight, after.probes[site].weight)
+            assert probe.strength == after.probes[site].strength
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "run" / "selectivity.parquet"), study.selectivity())
     assert again.parameters["data"]["sentiment"]["concept"] == "sentiment"
 
 
+def test_a_summary_has_the_best_layer_and_what_controls_reach_there(study: ConceptDepth) -> None:
+    found = row(study.summary, dataset="sentiment")
+    rows = study.frame[(study.frame.metric == "accuracy") & (study.frame.dataset == "sentiment")]
+    own = rows[(rows.series == "probe") & (rows.condition == "none")].set_index("layer").value
+    assert found.accuracy == own.max() == own[found.best_layer]
+    assert found.control == row(rows, series="control", layer=found.best_layer).value
+    assert found.untrained == row(rows, series="untrained", layer=found.best_layer).value
+    assert found["bag of tokens"] == row(rows, series="bag of tokens").value
+    assert found.converging == row(study.points(condition="none"), dataset="sentiment").converging
+
+
+def test_saved_probes_read_a_text_as_the_layers_know_it_and_controls_do_not(
+    study: ConceptDepth, pocket: interp.Model
+) -> None:
+    made = concept("sentiment").texts(20, seed=9)
+    new, right = made.texts, {"probe": 0, "control": 0}
+    for text, label in zip(new, made.labels, strict=True):
+        frame = study.read(pocket, text, "sentiment").frame
+        last = frame[(frame.layer == 3) & (frame["class"] == label)].set_index("series").probability
+        for series in right:
+            right[series] += last[series] > 0.5
+    assert right["probe"] >= 18
+    assert right["control"] <= 16
+    assert study.read(pocket, new[0], "sentiment").plot().data[0].name == "probe"
+    with pytest.raises(BadInput, match="no probes of 'sentimant'"):
+        study.read(pocket, new[0], "sentimant")
+    with pytest.raises(BadInput, match="probes are of pocket, not of"):
+        study.read(interp.load("pocket-early"), new[0], "sentiment")
+    with pytest.raises(BadInput, match="no text to read"):
+        study.read(pocket, " ", "sentiment")
+
+
 def test_the_figure_shows_curves_with_intervals_controls_and_points(study: ConceptDepth) -> None:
     figure = study.plot()
+    with pytest.raises(BadInput, match="no condition 'bf16'"):
+        study.plot(conditions=["bf16"])
+    assert {trace.name for trace in study.plot(controls=False, conditions=["none"]).data if trace.name} == {
+        "probe",
+        "jump point",
+        "converging point",
+    }
     names = {trace.name for trace in figure.data}
     assert {"probe", "control", "shuffled", "untrained", "rtn-int4 probe", "jump point", "converging point"} <= names
     probe = next(trace for trace in figure.data if trace.name == "probe")

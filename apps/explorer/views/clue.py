@@ -104,10 +104,10 @@ def _judged(run: Run, result: Ranking) -> None:
     k = int(st.select_slider("Samples that vote (k)", ks, ks[len(ks) // 2], key="k", bind="query-params"))
     st.text(result.verdict(k))
     st.caption(
-        "top-maj@k: the majority answer of the k samples that a score puts first, for CLUE those nearest to the "
-        "success centroid; any order: of k random samples. majority@n: of all samples. mean@n: one random sample. "
-        "greedy: the one response at temperature 0. pass@n: whether any sample is right, which no way of picking "
-        "can exceed. 95 % intervals over questions."
+        "top-maj@k: the majority answer of the k samples that a score puts first. clue: those nearest to the success "
+        "centroid; clue margin: those furthest on its side; any order: k random ones. majority@n: of all samples. "
+        "mean@n: one random sample. greedy: the response at temperature 0. pass@n: whether any sample is right, which "
+        "no way of picking can exceed. 95 % intervals over questions."
     )
     show.figure(picks(result, k), f"picks-{run.path}")
     show.figure(result.plot(), f"reranking-{run.path}")

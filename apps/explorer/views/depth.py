@@ -67,11 +67,8 @@ def _curves(run: Run, study: ConceptDepth, other: str) -> None:
     if other != NONE:
         show.part(_beside, run, other, which)
     site = str(which["site"])
-    columns = st.columns(2)
-    with columns[0]:
-        show.part(_differences, run, study, "selectivity", site, "The study was run without controls.")
-    with columns[1]:
-        show.part(_differences, run, study, "shift", site, "The study was run without perturbations.")
+    show.part(_differences, run, study, "selectivity", site, "The study was run without controls.")
+    show.part(_differences, run, study, "shift", site, "The study was run without perturbations.")
     with st.expander("Best layers beside their controls", expanded=True):
         table(study.summary, f"summary-{run.path}")
     with st.expander("All numbers"):
@@ -172,7 +169,7 @@ def _live(loaded: Model, run: Run, study: ConceptDepth | LinearProbes) -> None:
     where = "its last token" if result.at == "last" else "the mean over its tokens"
     st.caption(
         f"Read at {where}, of {len(result.tokens)} tokens. One text, so no interval: the dashed control shows how sure "
-        "a probe of random labels is of it."
+        "a probe of random labels is of it. The control knows the examples by heart; write another text to surprise it."
     )
     with st.expander("Numbers"):
         table(result.frame, f"reading-table-{dataset}")
