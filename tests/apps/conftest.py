@@ -13,6 +13,21 @@ testing = pytest.importorskip("streamlit.testing.v1", reason="the explorer is an
 from apps.explorer.settings import MODEL, RUNS  # noqa: E402 - not without streamlit
 
 Draw = Callable[..., Any]
+TIMES = pytest.StashKey[list[tuple[str, float, float | None]]]()
+
+
+@pytest.fixture(scope="session")
+def times(pytestconfig: pytest.Config) -> list[tuple[str, float, float | None]]:
+    """Where a test puts what took how many seconds, and the target if any; shown at the end, never asserted."""
+    return pytestconfig.stash.setdefault(TIMES, [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if rows := config.stash.get(TIMES, []):
+        terminalreporter.section("seconds in the browser")
+        for what, seconds, target in rows:
+            wanted = "" if target is None else f"target {target:g}{'' if seconds <= target else '  missed'}"
+            terminalreporter.write_line(f"{what:<58}{seconds:>7.2f}  {wanted}")
 
 
 @pytest.fixture
