@@ -29,7 +29,7 @@ COMMANDS: dict[str, str] = {
     "ioi-heads": "patch pocket --task ioi --site z --by head --n 24",
     "ioi-positions": "patch pocket --task ioi --site resid_pre --by position --positions IO,S1,S1+1,S2,end --n 24",
     "ioi-circuit": "circuit ioi pocket --prompts 40 --test 24 --random 10",
-    "colored-objects-circuit": "circuit colored-objects pocket --prompts 40 --test 24 --random 10",
+    "objects-circuit": "circuit colored-objects pocket --prompts 40 --test 24 --random 10",
     "circuit-reuse": "circuit reuse pocket --prompts 40 --test 100 --controls 10",
     "ast": "probe ast fit pocket --generated -n 400 --rank 16 --ranks 2,4,8,32",
     "head-importance": "heads ablate pocket --all --gradients --lengths 256 --depths 0,50,100 --needles 4",

@@ -15,6 +15,7 @@ import pandas as pd
 
 from interp.circuits.circuit import Circuit, all_heads, random_sets, without
 from interp.circuits.knockout import Knockout
+from interp.errors import BadInput, choose
 from interp.heads.ablation import Head, check_heads
 from interp.heads.scores import model_record
 from interp.stats import Interval, bootstrap_interval, bootstrap_means
@@ -28,6 +29,7 @@ Heads = frozenset[Head]
 RANDOM_CIRCUITS = 20
 SUBSETS = 3
 """Random subsets K of the circuit that completeness and minimality are tried on."""
+PLOTS = ("kept", "completeness", "minimality")
 GREEDY_STEPS = 2
 """Heads that the greedy search for an incomplete subset takes out, one after the other."""
 
@@ -99,11 +101,14 @@ class CircuitEvaluation:
             "n": len(self.full),
         }
 
-    def plot(self) -> go.Figure:
-        """What the circuit keeps beside random ones."""
-        from interp.plots.circuits import evaluation_plot
+    def plot(self, what: str = "kept") -> go.Figure:
+        """What the circuit keeps beside random ones, or another of PLOTS. Raises BadInput."""
+        from interp.plots.circuits import completeness_plot, evaluation_plot, minimality_plot
 
-        return evaluation_plot(self)
+        if what not in PLOTS:
+            raise BadInput(f"an evaluation has no figure {what!r}; {choose(what, PLOTS)}")
+        draw = {"kept": evaluation_plot, "completeness": completeness_plot, "minimality": minimality_plot}
+        return draw[what](self)
 
     def _repr_html_(self) -> str:
         return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"

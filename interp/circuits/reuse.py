@@ -17,7 +17,7 @@ import pandas as pd
 
 from interp.circuits.discovery import Discovery
 from interp.circuits.repair import Repair
-from interp.errors import BadInput
+from interp.errors import BadInput, choose
 from interp.heads.ablation import Head
 from interp.runs import Run, load_run, save_run
 
@@ -72,11 +72,21 @@ class CircuitReuse:
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def plot(self) -> go.Figure:
-        """Overlap by share of heads, with its interval and its level by chance."""
-        from interp.plots.circuit_reuse import threshold_curve
+    @property
+    def plots(self) -> tuple[str, ...]:
+        """What `plot` can show."""
+        return ("overlap", "shared heads", *(() if self.repair is None else ("repair",)))
 
-        return threshold_curve(self)
+    def plot(self, what: str = "overlap") -> go.Figure:
+        """Overlap by share of heads beside chance, or another of `plots`. Raises BadInput."""
+        from interp.plots.circuit_reuse import overlap_map, repair_plot, threshold_curve
+
+        if what not in self.plots:
+            raise BadInput(f"this comparison has no figure {what!r}; {choose(what, self.plots)}")
+        if what == "repair":
+            assert self.repair is not None
+            return repair_plot(self.repair)
+        return threshold_curve(self) if what == "overlap" else overlap_map(self)
 
     def _repr_html_(self) -> str:
         return f"<p>{self!r}</p>{self.frame.to_html(index=False)}{self.agreement.to_html(index=False)}"

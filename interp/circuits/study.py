@@ -14,7 +14,8 @@ import pandas as pd
 from interp.circuits.circuit import Circuit
 from interp.circuits.curve import FaithfulnessCurve
 from interp.circuits.discovery import Discovery
-from interp.circuits.evaluation import CircuitEvaluation
+from interp.circuits.evaluation import PLOTS, CircuitEvaluation
+from interp.errors import BadInput, choose
 from interp.runs import Run, load_run, save_run
 
 if TYPE_CHECKING:
@@ -52,9 +53,20 @@ class CircuitStudy:
             "curve": self.curves[scope].frame,
         }
 
-    def plot(self) -> go.Figure:
-        """The graph of the circuit."""
-        return self.discovery.plot()
+    @property
+    def plots(self) -> tuple[str, ...]:
+        """What `plot` can show: the graph, and of every scope what the evaluation and the curve do."""
+        measured = (*PLOTS, "faithfulness")
+        return ("graph", *(f"{what}, {scope}" for scope in self.evaluations for what in measured))
+
+    def plot(self, what: str = "graph") -> go.Figure:
+        """The graph of the circuit, or another of `plots`, such as "kept, end". Raises BadInput."""
+        if what not in self.plots:
+            raise BadInput(f"this study has no figure {what!r}; {choose(what, self.plots)}")
+        if what == "graph":
+            return self.discovery.plot()
+        what, scope = what.split(", ")
+        return self.curves[scope].plot() if what == "faithfulness" else self.evaluations[scope].plot(what)
 
     def _repr_html_(self) -> str:
         numbers = "".join(f"<h4>{scope}</h4>{e._repr_html_()}" for scope, e in self.evaluations.items())

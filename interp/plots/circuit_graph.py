@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import plotly.graph_objects as go
 
 from interp.circuits.discovery import Discovery
 from interp.circuits.stage import StageResult
 from interp.heads.ablation import Head
-from interp.plots.template import COLOURS, INK, TEMPLATE, transparent
+from interp.plots.template import COLOURS, INK, TEMPLATE, literal, transparent
 
 LOGITS = "logits"
 FEEDS = {"logits": "write to the logits", "q": "feed queries", "k": "feed keys", "v": "feed values"}
@@ -15,11 +16,16 @@ SYMBOLS = {"logits": "circle", "q": "square", "k": "hexagon", "v": "diamond"}
 """A head's shape says what it feeds, its colour which role it has."""
 THROUGH = {"q": "the queries of", "k": "the keys of", "v": "the values of"}
 NO_ROLE = "no role"
-ROLE_COLOURS = (*COLOURS[:6], "#882255", "#DDCC77")
-"""By the order of the tests; wine and sand of Tol's muted scheme follow, as there are more roles than colours."""
+ROLE_COLOURS = (*COLOURS[:6], "#882255", "#999933")
+"""By the order of the tests; wine and olive of Tol's muted scheme follow, as there are more roles than colours."""
 ROW_PIXELS = 105
 LEAST_SIZE, MOST_SIZE = 30, 46
 """Of a head, in pixels: its name fits into it."""
+SHIFTS = (0.0, 0.2, -0.2, 0.4, -0.4, 0.6, -0.6)
+"""Of a row of heads, in gaps between two of them."""
+SWEEPS = 2
+NEAR = 0.05
+"""Of a line and the middle of a head, as a share of the width."""
 EDGE = transparent(INK, 0.6)
 
 Node = Head | str
@@ -33,14 +39,18 @@ def circuit_graph(discovery: Discovery, size: int | None = None) -> go.Figure:
     `size`, only heads among that many with the largest effects are drawn, those without a role too.
     """
     roles = discovery.roles if size is None else {h: discovery.roles.get(h, "") for h in discovery.strongest(size)}
-    places = _places(roles)
+    edges = [
+        (result, head, target)
+        for result in discovery.stages
+        for head in result.found
+        for target in result.receivers or (LOGITS,)
+        # what a head writes is read in later layers alone
+        if head in roles and (isinstance(target, str) or (target in roles and target[0] > head[0]))
+    ]
+    places = _places(roles, [(head, target) for _, head, target in edges])
     figure = go.Figure()
-    for result in discovery.stages:
-        for head in result.found:
-            for target in result.receivers or (LOGITS,):
-                # what a head writes is read in later layers alone
-                if head in places and target in places and (target == LOGITS or target[0] > head[0]):
-                    _add_edge(figure, result, head, target, places)
+    for result, head, target in edges:
+        _add_edge(figure, result, head, target, places)
     for number, (role, component) in enumerate(_tests(discovery).items()):
         heads = [head for head, own in roles.items() if own == role]
         colour = ROLE_COLOURS[number % len(ROLE_COLOURS)]
@@ -56,7 +66,8 @@ def circuit_graph(discovery: Discovery, size: int | None = None) -> go.Figure:
             text=[LOGITS],
             textposition="top center",
             marker={"symbol": "square", "color": INK, "size": 14},
-            hovertemplate=f"what the model says next, in {discovery.task} the answer<extra></extra>",
+            customdata=[[discovery.accuracy]],
+            hovertemplate="what the model says: the answer after %{customdata[0]:.0%} of the prompts<extra></extra>",
             showlegend=False,
         )
     )
@@ -73,15 +84,41 @@ def _tests(discovery: Discovery) -> dict[str, str]:
     return tests
 
 
-def _places(heads: dict[Head, str]) -> dict[Node, Place]:
-    """Where heads and logits stand: layers with heads upwards, the heads of one spread evenly, neighbours aside."""
+def _places(heads: dict[Head, str], edges: list[tuple[Head, Node]]) -> dict[Node, Place]:
+    """Where heads and logits stand: layers with heads upwards, the heads of one spread evenly.
+
+    Rows are moved aside, one after the other, so that few lines run through heads that they do not end at.
+    """
     layers = sorted({layer for layer, _ in heads})
-    places: dict[Node, Place] = {LOGITS: (0.5, float(len(layers)))}
-    for row, layer in enumerate(layers):
-        own = sorted(head for head in heads if head[0] == layer)
-        aside = (-1) ** row * 0.2 / (len(own) + 1)  # so that lines between the rows around it pass between its heads
-        places |= {head: ((i + 1) / (len(own) + 1) + aside, float(row)) for i, head in enumerate(own)}
-    return places
+    rows = [sorted(head for head in heads if head[0] == layer) for layer in layers]
+    aside = [0.0] * len(rows)
+
+    def placed() -> dict[Node, Place]:
+        places: dict[Node, Place] = {LOGITS: (0.5, float(len(rows)))}
+        for y, own in enumerate(rows):
+            gap = 1 / (len(own) + 1)
+            places |= {head: ((i + 1 + aside[y]) * gap, float(y)) for i, head in enumerate(own)}
+        return places
+
+    for _ in range(SWEEPS):
+        for y in range(len(rows)):
+            costs = []
+            for shift in SHIFTS:
+                aside[y] = shift
+                costs.append(_struck(placed(), edges))
+            aside[y] = SHIFTS[int(np.argmin(costs))]
+    return placed()
+
+
+def _struck(places: dict[Node, Place], edges: list[tuple[Head, Node]]) -> int:
+    """How many heads stand in the way of a line, counted for every line."""
+    if not edges:
+        return 0
+    points = np.array(list(places.values()))
+    start, end = (np.array([places[edge[side]] for edge in edges]) for side in (0, 1))
+    above = (points[:, 1] - start[:, None, 1]) / (end - start)[:, None, 1]
+    across = start[:, None, 0] + above * (end - start)[:, None, 0]
+    return int(((above > 0) & (above < 1) & (np.abs(across - points[:, 0]) < NEAR)).sum())
 
 
 def _add_edge(figure: go.Figure, result: StageResult, head: Head, target: Node, places: dict[Node, Place]) -> None:
@@ -103,15 +140,16 @@ def _add_edge(figure: go.Figure, result: StageResult, head: Head, target: Node, 
         )
     )
     where = "to the logits" if isinstance(target, str) else f"into {THROUGH[result.stage.component]} {_name(target)}"
-    others = "" if len(result.receivers) < 2 else f"<br>measured into all {len(result.receivers)} heads fed together"
+    receivers = len(result.receivers)
+    others = [] if receivers < 2 else [f"measured into all {receivers} heads fed together"]
     figure.add_trace(
         go.Scatter(
             x=[(x0 + x1) / 2],
             y=[(y0 + y1) / 2],
             mode="markers",
             marker={"size": 16, "opacity": 0},
-            hovertemplate=f"{_name(head)} {where}, at {result.stage.at}<br>{_effect(result, head)}{others}"
-            "<extra></extra>",
+            hovertext=[_lines(f"{_name(head)} {where}, at {result.stage.at}", _effect(result, head), *others)],
+            hoverinfo="text",
             showlegend=False,
         )
     )
@@ -135,9 +173,9 @@ def _add_heads(
             x=[places[head][0] for head in heads],
             y=[places[head][1] for head in heads],
             mode="markers+text",
-            name=role,
+            name=literal(role),
             text=[_name(head) for head in heads],
-            textfont={"color": INK if role == NO_ROLE else _readable_on(colour), "size": 12},
+            textfont={"color": INK if role == NO_ROLE else _readable_on(colour), "size": 13, "weight": 700},
             customdata=[list(head) for head in heads],
             marker={
                 "color": INK if role == NO_ROLE else colour,
@@ -147,7 +185,7 @@ def _add_heads(
                 "line": {"color": INK, "width": 1},
             },
             hovertext=[_said(discovery, head, role) for head in heads],
-            hovertemplate="%{hovertext}<extra></extra>",
+            hoverinfo="text",
             legendgroup=group,
             legendgrouptitle={"text": group},
         )
@@ -159,7 +197,7 @@ def _lay_out(figure: go.Figure, discovery: Discovery, roles: dict[Head, str], pl
     top = places[LOGITS][1]
     figure.update_layout(
         title={
-            "text": f"{discovery.task} circuit of {discovery.model['name']}",
+            "text": literal(f"{discovery.task} circuit of {discovery.model['name']}"),
             "subtitle": {"text": "thicker line, larger dot: corrupting what passes there moves the answer further"},
         },
         template=TEMPLATE,
@@ -184,7 +222,7 @@ def _said(discovery: Discovery, head: Head, role: str) -> str:
     """What hovering over a head says: its effect at every stage that found it, or at its strongest."""
     found = [result for result in discovery.stages if head in result.found]
     found = found or [max(discovery.stages, key=lambda result: abs(result.effects[head]))]
-    return "<br>".join([f"head {_name(head)}: {role}", *(f"{r.stage.name}: {_effect(r, head)}" for r in found)])
+    return _lines(f"head {_name(head)}: {role}", *(f"{r.stage.name}: {_effect(r, head)}" for r in found))
 
 
 def _effect(result: StageResult, head: Head) -> str:
@@ -200,9 +238,14 @@ def _effect(result: StageResult, head: Head) -> str:
     return f"effect {one['effect_ratio_of_means']:.3f} [{low:.3f}, {high:.3f}], n={one['n']}"
 
 
+def _lines(*said: str) -> str:
+    return "<br>".join(map(literal, said))
+
+
 def _readable_on(colour: str) -> str:
+    """Dark or pale, by the fill; neither vanishes from a light or a dark page."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 100 else "white"
+    return "#404040" if 0.299 * red + 0.587 * green + 0.114 * blue > 100 else "#BFBFBF"
 
 
 def _name(head: Head) -> str:

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from interp.circuits.repair import Repair
 from interp.circuits.reuse import PUBLISHED_SHARE, CircuitReuse
 from interp.plots.circuits import ROW_PIXELS, above, band, error_bars
-from interp.plots.template import COLOURS, INK, TEMPLATE
+from interp.plots.template import COLOURS, INK, TEMPLATE, literal
 
 
 def threshold_curve(reuse: CircuitReuse) -> go.Figure:
@@ -30,7 +30,9 @@ def threshold_curve(reuse: CircuitReuse) -> go.Figure:
                 name=said,
                 mode="lines+markers",
                 line={"color": colour, "dash": dash},
-                customdata=frame[[f"{name}_low", f"{name}_high", "shared", "union", "which", "n_a", "n_b"]],
+                customdata=frame[[f"{name}_low", f"{name}_high", "shared", "union", "which", "n_a", "n_b"]].assign(
+                    which=frame["which"].map(literal)
+                ),
                 hovertemplate=f"{said} at the top %{{x:.0%}}: %{{y:.3f}} "
                 "[%{customdata[0]:.3f}, %{customdata[1]:.3f}], n=%{customdata[5]} and %{customdata[6]}"
                 + ("" if "chance" in name else "<br>%{customdata[2]} of %{customdata[3]} heads: %{customdata[4]}")
@@ -39,7 +41,7 @@ def threshold_curve(reuse: CircuitReuse) -> go.Figure:
         )
     figure.update_layout(
         title={
-            "text": f"heads shared by {' and '.join(reuse.names)} on {reuse.a.model['name']}",
+            "text": literal(f"heads shared by {' and '.join(reuse.names)} on {reuse.a.model['name']}"),
             "subtitle": {"text": "by chance: the heads of one circuit exchanged for random ones of their layers"},
         },
         xaxis={
@@ -57,7 +59,8 @@ def threshold_curve(reuse: CircuitReuse) -> go.Figure:
 
 def overlap_map(reuse: CircuitReuse, share: float = PUBLISHED_SHARE) -> go.Figure:
     """Layers by heads: which are in both circuits at a share, in one, or in none."""
-    members, (a, b) = reuse.members(share), reuse.names
+    members, (a, b) = reuse.members(share), map(literal, reuse.names)
+    members = members.rename(columns=literal).map(lambda value: literal(value) if isinstance(value, str) else value)
     layers, heads = reuse.a.scores.shape
     layer, head = (index.ravel() for index in np.indices((layers, heads)))
     figure = go.Figure(
@@ -67,7 +70,7 @@ def overlap_map(reuse: CircuitReuse, share: float = PUBLISHED_SHARE) -> go.Figur
             mode="markers",
             name="neither",
             marker={"color": INK, "size": 5, "opacity": 0.5},
-            hovertemplate="head %{y}.%{x}: in neither circuit<extra></extra>",
+            hovertemplate="head %{y:d}.%{x:d}: in neither circuit<extra></extra>",
         )
     )
     kinds = (
@@ -150,16 +153,23 @@ def repair_plot(repair: Repair) -> go.Figure:
     onto = " and ".join(role.replace("_", " ") for role in repair.parameters["onto"])
     figure.update_layout(
         title={
-            "text": f"accuracy of {repair.model['name']} with the attention of some heads forced",
-            "subtitle": {"text": f"at the last position, evenly onto {onto}; bars are 95 % intervals"},
+            "text": literal(f"accuracy of {repair.model['name']} with the attention of some heads forced"),
+            "subtitle": {"text": f"at the last position, evenly onto {literal(onto)}; bars are 95 % intervals"},
         },
         xaxis={"title": "share of prompts answered rightly", "range": [-0.02, 1.02], "tickformat": ".0%"},
-        yaxis={"type": "category", "autorange": "reversed", "automargin": True, "dtick": 1},
+        yaxis={
+            "title": {"text": "heads forced", "standoff": 12},
+            "type": "category",
+            "autorange": "reversed",
+            "automargin": True,
+            "dtick": 1,
+        },
         legend={"orientation": "h", "y": -90 / (ROW_PIXELS * len(frame)), "yanchor": "top", "x": 0},
         height=240 + ROW_PIXELS * len(frame),
         margin={"t": 110, "b": 100},
         template=TEMPLATE,
     )
+    figure.update_yaxes(autorange="reversed", automargin=True)
     return figure
 
 
@@ -167,4 +177,4 @@ def _label(condition: str, heads: str) -> str:
     if condition == "none":
         return "before"
     kind = "random" if condition.startswith("random") else condition
-    return heads if kind == heads else f"{kind}: {heads}"
+    return literal(heads if kind == heads else f"{kind}: {heads}")

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from interp.circuits.curve import FaithfulnessCurve
 from interp.circuits.evaluation import CircuitEvaluation
-from interp.plots.template import COLOURS, INK, SEQUENTIAL, TEMPLATE, transparent
+from interp.plots.template import COLOURS, INK, SEQUENTIAL, TEMPLATE, literal, transparent
 
 CIRCUIT, RANDOM = COLOURS[0], COLOURS[1]
 SCOPES = {"everywhere": "at every position", "end": "at the last position"}
@@ -19,15 +19,16 @@ ROW_PIXELS = 26
 
 def role_maps(scores: Mapping[str, np.ndarray], title: str = "") -> go.Figure:
     """Heat maps of `[layer head]` scores between 0 and 1 side by side, one a role, on one colour scale."""
-    figure = make_subplots(cols=len(scores), subplot_titles=list(scores), shared_yaxes=True, horizontal_spacing=0.02)
-    for column, (role, values) in enumerate(scores.items(), 1):
+    names = list(map(literal, scores))
+    figure = make_subplots(cols=len(scores), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.02)
+    for column, (role, values) in enumerate(zip(names, scores.values(), strict=True), 1):
         hover = f"{role}<br>head %{{y}}.%{{x}}: %{{z:.3f}}<extra></extra>"
         figure.add_trace(go.Heatmap(z=values, coloraxis="coloraxis", hovertemplate=hover), row=1, col=column)
     layers, heads = next(iter(scores.values())).shape
     figure.update_yaxes(autorange="reversed", dtick=max(1, layers // 16), showgrid=False)
     figure.update_xaxes(title="head", dtick=max(1, -(-heads // 8)), showgrid=False)
     figure.update_layout(
-        title=title,
+        title=literal(title),
         template=TEMPLATE,
         yaxis_title="layer",
         margin={"t": 90},
@@ -57,7 +58,7 @@ def faithfulness_plot(curve: FaithfulnessCurve, size: int | None = None) -> go.F
         figure.add_vline(x=size, line_color=COLOURS[5], annotation_text=f"{size} heads", annotation_position="top left")
     figure.update_layout(
         title={
-            "text": f"faithfulness on {curve.model['name']}, {_knocked_out(curve.parameters)}",
+            "text": literal(f"faithfulness on {curve.model['name']}, {_knocked_out(curve.parameters)}"),
             "subtitle": {"text": f"area below the curve (CPR) {curve.cpr:.3f}, between it and 1 (CMD) {curve.cmd:.3f}"},
         },
         xaxis_title="heads kept, those with the largest effects first",
@@ -72,6 +73,7 @@ def evaluation_plot(evaluation: CircuitEvaluation) -> go.Figure:
     """Share of the logit difference kept by the circuit, with its interval, and by every random one."""
     kept, random = evaluation.kept, evaluation.random
     heads = len(evaluation.circuit.heads)
+    layers, width = evaluation.model["layers"], evaluation.model["heads"]
     figure = go.Figure(
         go.Scatter(
             x=[kept.estimate],
@@ -79,7 +81,7 @@ def evaluation_plot(evaluation: CircuitEvaluation) -> go.Figure:
             error_x=error_bars([kept.estimate], [kept.low], [kept.high]),
             mode="markers",
             marker={"color": CIRCUIT, "size": 12, "symbol": "diamond"},
-            hovertemplate=f"{evaluation.circuit}<br>{kept.estimate:.3f} [{kept.low:.3f}, {kept.high:.3f}], n={kept.n}"
+            hovertemplate=f"{evaluation.circuit}<br>%{{x:.3f}} [{kept.low:.3f}, {kept.high:.3f}], n={kept.n}"
             "<extra></extra>",
         )
     )
@@ -87,7 +89,7 @@ def evaluation_plot(evaluation: CircuitEvaluation) -> go.Figure:
         go.Box(
             x=random["kept"],
             y=[f"{len(random)} random<br>circuits"] * len(random),
-            text=random["heads"],
+            text=random["heads"].map(literal),
             orientation="h",
             boxpoints="all",
             pointpos=0,
@@ -103,12 +105,11 @@ def evaluation_plot(evaluation: CircuitEvaluation) -> go.Figure:
         figure.add_vline(x=value, line_dash="dot", line_color=INK, annotation=above(name))
     figure.update_layout(
         title={
-            "text": f"what {heads} of {evaluation.model['layers'] * evaluation.model['heads']} heads of "
-            f"{evaluation.model['name']} keep",
+            "text": literal(f"what {heads} of {layers * width} heads of {evaluation.model['name']} keep"),
             "subtitle": {"text": f"all other heads replaced by their means {_knocked_out(evaluation.parameters)}"},
         },
         xaxis_title="share of the logit difference kept (ratio of means over prompts)",
-        yaxis={"autorange": "reversed", "automargin": True},
+        yaxis={"title": {"text": "heads kept", "standoff": 12}, "autorange": "reversed", "automargin": True},
         height=320,
         margin={"t": 120},
         template=TEMPLATE,
@@ -125,18 +126,21 @@ def completeness_plot(evaluation: CircuitEvaluation) -> go.Figure:
             x=frame["model"],
             y=frame["circuit"],
             mode="markers+text",
-            text=frame["K"],
+            text=frame["K"].map(literal),
             textposition="top center",
-            customdata=frame[["heads", "incompleteness", "low", "high", "n"]],
+            customdata=frame[["heads", "low", "high", "n"]].assign(heads=frame["heads"].map(literal)),
             hovertemplate="without %{text}: %{customdata[0]}<br>model %{x:.3f}, circuit %{y:.3f}, circuit less model "
-            "[%{customdata[2]:.3f}, %{customdata[3]:.3f}], n=%{customdata[4]}<extra></extra>",
+            "[%{customdata[1]:.3f}, %{customdata[2]:.3f}], n=%{customdata[3]}<extra></extra>",
             marker={"color": CIRCUIT, "size": 11},
+            cliponaxis=False,
             showlegend=False,
         )
     )
     ends = [float(f(f(frame["model"]), f(frame["circuit"]), 0)) for f in (min, max)]
     figure.add_trace(
-        go.Scatter(x=ends, y=ends, mode="lines", line={"color": INK, "dash": "dot"}, name="complete", hoverinfo="skip")
+        go.Scatter(
+            x=ends, y=ends, mode="lines", line={"color": INK, "dash": "dot"}, name="as in the model", hoverinfo="skip"
+        )
     )
     figure.update_layout(
         title={
@@ -145,6 +149,8 @@ def completeness_plot(evaluation: CircuitEvaluation) -> go.Figure:
         },
         xaxis={"title": "logit difference of the model without them"},
         yaxis={"title": "logit difference of the circuit without them"},
+        showlegend=True,
+        legend={"x": 0, "y": 1},
         margin={"t": 80},
         template=TEMPLATE,
     )
@@ -154,7 +160,7 @@ def completeness_plot(evaluation: CircuitEvaluation) -> go.Figure:
 def minimality_plot(evaluation: CircuitEvaluation) -> go.Figure:
     """What every head of the circuit is worth to it, with its interval; one at 0 is not needed."""
     frame = evaluation.minimality.sort_values("score", ascending=False)
-    names = [f"{row.layer}.{row.head} {row.role or '(no role)'}" for row in frame.itertuples()]
+    names = [literal(f"{row.layer}.{row.head} {row.role or '(no role)'}") for row in frame.itertuples()]
     # the interval is that of the signed share, whose size the score is
     bounds = np.sort(np.abs(frame[["low", "high"]].to_numpy()), axis=1)
     low = np.where(frame["low"] * frame["high"] <= 0, 0, bounds[:, 0])
@@ -165,7 +171,7 @@ def minimality_plot(evaluation: CircuitEvaluation) -> go.Figure:
             error_x=error_bars(frame["score"], low, bounds[:, 1]),
             mode="markers",
             marker={"color": CIRCUIT, "size": 11},
-            customdata=np.column_stack([low, bounds[:, 1], frame["K"], frame["n"]]),
+            customdata=np.column_stack([low, bounds[:, 1], frame["K"].map(literal), frame["n"]]),
             hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], n=%{customdata[3]}"
             "<br>largest without %{customdata[2]}<extra></extra>",
         )
@@ -177,11 +183,18 @@ def minimality_plot(evaluation: CircuitEvaluation) -> go.Figure:
             "subtitle": {"text": f"heads replaced by their means {_knocked_out(evaluation.parameters)}"},
         },
         xaxis_title="change as a share of the model's logit difference",
-        yaxis={"type": "category", "autorange": "reversed", "automargin": True, "dtick": 1},
+        yaxis={
+            "title": {"text": "head of the circuit", "standoff": 12},
+            "type": "category",
+            "autorange": "reversed",
+            "automargin": True,
+            "dtick": 1,
+        },
         height=170 + ROW_PIXELS * len(frame),
         margin={"t": 80},
         template=TEMPLATE,
     )
+    figure.update_yaxes(autorange="reversed", automargin=True)
     return figure
 
 
@@ -212,4 +225,4 @@ def error_bars(values: Sequence[float], low: Sequence[float], high: Sequence[flo
 
 def _knocked_out(parameters: Mapping[str, object]) -> str:
     at = str(parameters.get("at", "everywhere"))
-    return SCOPES.get(at, f"at {at}")
+    return literal(SCOPES.get(at, f"at {at}"))
