@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,13 +23,35 @@ GROUPS = ("stage", "role")
 """Columns that tell several rows of one head apart."""
 PLOTTED = {"head-scores": "score", "head-effects": "effect"}
 """The metric that a result of this kind plots itself."""
+TABLES = {"lofit": "heads"}
+"""By kind, the further table that has the rows a head."""
+MEMBERSHIP = "circuit membership"
+"""1 of heads that have a role in a circuit, 0 of the others."""
+QUANTITIES: Mapping[str, Mapping[str, str]] = {
+    "head-scores": {"score": "{method} score", "activation_frequency": "share of tests in which it scores"},
+    "head-roles": {"score": "mean attention probability"},
+    "head-effects": {"effect": "{metric} lost ({unit})"},
+    "head-importance": {
+        "effect": "{metric} lost ({unit})",
+        "signed": "mean gradient of its gate ({unit})",
+        "abs_of_mean": "absolute mean gradient of its gate ({unit})",
+        "mean_of_abs": "gradient importance, mean of absolute values ({unit})",
+        "tokens": "gradient importance, absolute at every token ({unit})",
+    },
+    "lofit": {"strength": "LoFiT strength (norm of A)", "selected": "LoFiT selection (share of seeds)"},
+    "circuit": {MEMBERSHIP: "circuit membership (1: has a role)"},
+}
+"""By kind and column, what a number is, with its unit; other columns go by their names."""
 
 Head = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class HeadMetric:
-    """One number a head, `values` `[layer head]`, NaN where there is none, with its interval where the run has one."""
+    """One number a head, `values` `[layer head]`, NaN where there is none, with its interval where the run has one.
+
+    `quantity` says what the number is, with its unit. `labels` `[layer head]` are words on heads, such as their roles.
+    """
 
     name: str
     values: np.ndarray
@@ -38,6 +61,8 @@ class HeadMetric:
     run: str
     model: str
     fingerprint: str
+    quantity: str = ""
+    labels: np.ndarray | None = None
 
     def __str__(self) -> str:
         return f"{self.name} · {self.run}"
@@ -50,6 +75,23 @@ class HeadMetric:
     def signed(self) -> bool:
         return bool((self.values < 0).any())
 
+    @property
+    def axis(self) -> str:
+        """What stands at an axis of this metric."""
+        return f"{self.quantity or self.name} · {self.run}"
+
+    def said(self) -> list[str]:
+        """What is known of every head, row by row, in words."""
+        said = []
+        for layer, head in np.ndindex(*self.values.shape):
+            value, low, high = (grid[layer, head] for grid in (self.values, self.low, self.high))
+            words = f"head {layer}.{head}: " + ("no number" if np.isnan(value) else f"{value:.3f}")
+            words += f" [{low:.3f}, {high:.3f}]" if np.isfinite([low, high]).all() else ""
+            words += f", n = {self.n}" if self.n else ""
+            label = "" if self.labels is None else self.labels[layer, head]
+            said.append(f"{words}, {label}" if label else words)
+        return said
+
     def figure(self) -> go.Figure:
         """Heat map, layers by heads: diverging around 0 where there are both signs."""
         from interp.plots.ablation import effect_map
@@ -57,10 +99,10 @@ class HeadMetric:
 
         title = f"{self.name} on {self.model}"
         if not self.signed:
-            return head_map(self.values, title)
+            return head_map(self.values, title, self.quantity or self.name, self.labels)
         layer, head = (index.ravel() for index in np.indices(self.values.shape))
         columns = {"effect": self.values.ravel(), "low": self.low.ravel(), "high": self.high.ravel(), "n": self.n}
-        return effect_map(pd.DataFrame({"layer": layer, "head": head, **columns}), self.name, title)
+        return effect_map(pd.DataFrame({"layer": layer, "head": head, **columns}), self.quantity or self.name, title)
 
 
 def metrics_of(run: Run, name: str) -> dict[str, HeadMetric]:
@@ -83,14 +125,18 @@ def metric_figure(run: Run, metric: HeadMetric) -> go.Figure:
 def _may_have_heads(run: Run) -> bool:
     import pyarrow.parquet as parquet
 
-    return read(run, lambda path: set(KEYS) <= set(parquet.read_schema(path / "table.parquet").names))
+    file = f"{TABLES.get(run.record.kind, 'table')}.parquet"
+    return read(run, lambda path: set(KEYS) <= set(parquet.read_schema(path / file).names))
 
 
 def _metrics(run: Run, name: str) -> dict[str, HeadMetric]:
-    frame = run.frame.dropna(subset=KEYS)
+    further = TABLES.get(run.record.kind)
+    frame = (run.frame if further is None else run.table(further)).dropna(subset=KEYS)
     if not len(frame) or not all(pd.api.types.is_numeric_dtype(frame[key]) for key in KEYS):
         return {}
     found: dict[str, HeadMetric] = {}
+    if run.record.kind == "circuit" and "role" in frame:
+        found[MEMBERSHIP] = _membership(run, name, frame)
     for group, part in _groups(frame):
         for column in _columns(part):
             metric = _metric(run, name, part, column, group)
@@ -105,6 +151,31 @@ def _groups(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         if by in frame and not frame.duplicated([*KEYS, by]).any():
             return [(str(value), part) for value, part in frame.groupby(by, sort=False)]
     return []
+
+
+def _membership(run: Run, name: str, frame: pd.DataFrame) -> HeadMetric:
+    """Whether a head has a role in the circuit, and which."""
+    roles = frame.assign(role=frame.role.fillna("").astype(str))
+    by_head = roles.groupby(KEYS).role.agg(lambda role: ", ".join(sorted({each for each in role if each})))
+    table = by_head.reset_index()
+    metric = _metric(run, name, table.assign(**{MEMBERSHIP: (table.role != "").astype(float)}), MEMBERSHIP, "")
+    labels = np.full(metric.values.shape, "", dtype=object)
+    labels[table.layer.to_numpy(dtype=int), table["head"].to_numpy(dtype=int)] = table.role.to_numpy()
+    return replace(metric, labels=labels)
+
+
+def _quantity(run: Run, column: str, group: str) -> str:
+    """What a column's number is, with its unit."""
+    from interp.plots.ablation import UNITS
+
+    metric, method = (str(run.record.parameters.get(fact, "")) for fact in ("metric", "method"))
+    unit = UNITS.get(metric, "").partition("(")[2].rstrip(")") or "unit unknown"
+    facts = {"method": method, "metric": metric, "unit": unit}
+    base = column.removesuffix("_by_layer")
+    known = QUANTITIES.get(run.record.kind, {}).get(base)
+    words = base.replace("_", " ") if known is None else known.format_map(facts)
+    words += ", over the norm of its layer" if base != column else ""
+    return f"{group}: {words}" if group else words
 
 
 def _columns(frame: pd.DataFrame) -> list[str]:
@@ -130,7 +201,8 @@ def _metric(run: Run, name: str, frame: pd.DataFrame, column: str, group: str) -
     n = int(frame["n"].max()) if "n" in frame else 0
     title = f"{group}: {column}" if group else column
     about = (str(run.record.model.get(key)) for key in ("name", "fingerprint"))
-    return HeadMetric(title, grid(column), grid(bounds[0]), grid(bounds[1]), n, name, *about)
+    quantity = _quantity(run, column, group)
+    return HeadMetric(title, grid(column), grid(bounds[0]), grid(bounds[1]), n, name, *about, quantity)
 
 
 def head_table(metrics: list[HeadMetric], head: Head) -> pd.DataFrame:

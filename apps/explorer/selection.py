@@ -8,15 +8,22 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from interp.plots.template import literal
+
 Cell = tuple[int, int]
 
 
 def clickable(
-    figure: go.Figure, values: np.ndarray, picked: Cell | None, where: str = "head {row}.{column}"
+    figure: go.Figure,
+    values: np.ndarray,
+    picked: Cell | None,
+    where: str = "head {row}.{column}",
+    said: Sequence[str] | None = None,
 ) -> go.Figure:
     """The figure of `values` `[row column]` with a point in every cell, and a frame around the picked one.
 
-    The figure itself is left as it is; the points are two traces after its own.
+    The figure itself is left as it is; the points are two traces after its own. `said` is what is shown of each cell,
+    row by row, instead of its place and value.
     """
     rows, columns = np.indices(values.shape).reshape(2, -1)
     text = [f"{where.format(row=r, column=c)}: {values[r, c]:.3f}" for r, c in zip(rows, columns, strict=True)]
@@ -31,7 +38,7 @@ def clickable(
         selected={"marker": {"opacity": 0}},
         unselected={"marker": {"opacity": 0}},
         customdata=np.stack([rows, columns], axis=-1),
-        hovertext=text,
+        hovertext=text if said is None else list(map(literal, said)),
         hoverinfo="text",
         showlegend=False,
     )

@@ -137,7 +137,8 @@ class AblationReport:
         """Recall (or perplexity) against the number of heads removed, random heads with their band."""
         from interp.plots.ablation import removal_curves
 
-        return removal_curves(self.frame, self.measure, title=str(self.model["name"]))
+        title = f"{self.model['name']}: {self.measure} without heads, n = {self.frame.n.iloc[0]}"
+        return removal_curves(self.frame, self.measure, title=title)
 
     def save(self, path: str | Path, started: datetime | None = None, **files: Any) -> Run:
         """Write a run folder: the table of conditions, all samples, the table of tests. Raises UnwritableOutput."""

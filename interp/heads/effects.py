@@ -74,8 +74,8 @@ class HeadEffects:
         """Heat map, layers by heads, diverging around 0."""
         from interp.plots.ablation import effect_map
 
-        unit = UNITS[self.metric]
-        return effect_map(self.frame, f"{self.metric} lost ({unit})", f"{self.ablation} ablation of every head alone")
+        title = f"{self.model['name']}: {self.ablation} ablation of every head alone, n = {len(self.samples)}"
+        return effect_map(self.frame, f"{self.metric} lost ({UNITS[self.metric]})", title)
 
     def save(self, path: str | Path, started: datetime | None = None, **files: Any) -> Run:
         """Write a run folder: the table of heads and all samples. Raises UnwritableOutput."""

@@ -161,7 +161,8 @@ class HeadImportance:
         """Importance against the exact effect, a point a head."""
         from interp.plots.ablation import importance_scatter
 
-        return importance_scatter(self.frame, self.agreement, title=str(self.exact.model["name"]))
+        title = f"{self.exact.model['name']}: importance of every head"
+        return importance_scatter(self.frame, self.agreement, title=title)
 
     def save(self, path: str | Path, started: datetime | None = None, **files: Any) -> Run:
         """Write a run folder: the table of heads, gradients and effects of every test. Raises UnwritableOutput."""

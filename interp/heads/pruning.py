@@ -69,7 +69,8 @@ class Pruning:
         from interp.plots.ablation import removal_curves
 
         frame = self.frame.assign(relative=self.frame.value, ablation="zero")
-        return removal_curves(frame, str(self.parameters["metric"]), title=str(self.model["name"]))
+        title = f"{self.model['name']}: {self.parameters['metric']} as heads go, n = {frame.n.iloc[0]}"
+        return removal_curves(frame, str(self.parameters["metric"]), title=title)
 
     def save(self, path: str | Path, started: datetime | None = None, **files: Any) -> Run:
         """Write a run folder: the table of steps, the order of heads. Raises UnwritableOutput."""

@@ -170,10 +170,11 @@ def importance_scatter(
         f"Kendall {row.kendall:.2f} [{row.kendall_low:.2f}, {row.kendall_high:.2f}], n = {row.n}"
     )
     sign = "" if order == "signed" else "absolute "
+    unit = UNITS[row.metric].split("(")[-1][:-1]
     figure.update_layout(
         template=TEMPLATE,
         title={"text": literal(title), "subtitle": {"text": correlation}},
-        xaxis_title=f"{sign}{row.metric} lost under {row.ablation} ablation ({UNITS[row.metric].split('(')[-1][:-1]})",
-        yaxis_title=f"gradient importance ({order})",
+        xaxis_title=f"{sign}{row.metric} lost under {row.ablation} ablation ({unit})",
+        yaxis_title=f"gradient importance, {order} ({unit})",
     )
     return figure

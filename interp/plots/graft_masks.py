@@ -25,50 +25,45 @@ def mask_shares(mask: GraftMask, title: str = "") -> go.Figure:
 
     Random masks: their mean, with bars where 95 % of them lie.
     """
-    figure = make_subplots(cols=2, shared_yaxes=True, column_widths=[0.4, 0.6], horizontal_spacing=0.03)
+    figure = make_subplots(cols=2, subplot_titles=["by layer", "by module"], horizontal_spacing=0.25)
     bys: tuple[Literal["layer", "module"], ...] = ("layer", "module")
     for column, by in enumerate(bys, 1):
         table = mask.shares(by)
-        names = [_layer(name) if by == "layer" else literal(name) for name in table[by]]
+        names = [_layer(name) if by == "layer" else _module(name) for name in table[by]]
+        bar = {"y": names, "orientation": "h", "showlegend": column == 1}
         figure.add_bar(
-            x=names,
-            y=table.share,
+            **bar,
+            x=table.share,
             name="this mask",
             legendgroup="mask",
-            showlegend=column == 1,
             marker_color=COLOURS[0],
             customdata=table[["chosen", "size"]],
-            hovertemplate="%{x}: %{y:.1%}, %{customdata[0]:,} of %{customdata[1]:,} parameters",
+            hovertemplate="%{y}: %{x:.1%}, %{customdata[0]:,} of %{customdata[1]:,} parameters",
             row=1,
             col=column,
         )
+        spread = {"array": table.chance_high - table.by_chance, "arrayminus": table.by_chance - table.chance_low}
         figure.add_bar(
-            x=names,
-            y=table.by_chance,
+            **bar,
+            x=table.by_chance,
             name="random masks of its size",
             legendgroup="random",
-            showlegend=column == 1,
             marker_color=COLOURS[-1],
-            error_y={
-                "array": table.chance_high - table.by_chance,
-                "arrayminus": table.by_chance - table.chance_low,
-                "color": INK,
-                "thickness": 1.5,
-                "width": 3,
-            },
+            error_x={**spread, "color": INK, "thickness": 1.5, "width": 3},
             customdata=table[["chance_low", "chance_high"]],
-            hovertemplate="%{x}: %{y:.1%} on average, 95 % of them %{customdata[0]:.1%} to %{customdata[1]:.1%}",
+            hovertemplate="%{y}: %{x:.1%} on average, 95 % of them %{customdata[0]:.1%} to %{customdata[1]:.1%}",
             row=1,
             col=column,
         )
-        figure.update_xaxes(title=by, type="category", tickangle=0 if by == "layer" else 45, row=1, col=column)
-    figure.update_yaxes(tickformat=".0%")
-    figure.update_yaxes(title="share of the mask (%)", col=1)
+        figure.update_yaxes(
+            title=by, type="category", autorange="reversed", automargin=True, showgrid=False, row=1, col=column
+        )
+    figure.update_xaxes(title="share of the mask (%)", tickformat=".0%", rangemode="tozero")
     figure.update_layout(
         template=TEMPLATE,
         title=f"{literal(title)}: where {len(mask):,} grafted parameters are",
-        height=480,
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        height=520,
+        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
         margin_t=90,
     )
     return figure
@@ -89,7 +84,7 @@ def enrichment_map(mask: GraftMask, title: str = "") -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             z=np.log2(np.clip(times.to_numpy(dtype=float), FEWEST, MOST)),
-            x=[literal(name) for name in times.columns],
+            x=[_module(name) for name in times.columns],
             y=[_layer(layer) for layer in times.index],
             customdata=np.stack([tables[column] for column in ("enrichment", "chosen", "share", "by_chance")], axis=-1),
             colorscale=DIVERGING,
@@ -106,9 +101,10 @@ def enrichment_map(mask: GraftMask, title: str = "") -> go.Figure:
             ),
         )
     )
-    figure.update_layout(template=TEMPLATE, title=f"{literal(title)}: where {len(mask):,} grafted parameters are dense")
+    title = f"{literal(title)}: where {len(mask):,} grafted parameters are dense"
+    figure.update_layout(template=TEMPLATE, title=title, height=480)
     figure.update_yaxes(title="layer", autorange="reversed", type="category")
-    figure.update_xaxes(title="module", tickangle=45)
+    figure.update_xaxes(title="module", tickangle=45, automargin=True)
     return figure
 
 
@@ -140,3 +136,8 @@ def overlap_map(overlap: Overlap) -> go.Figure:
 
 def _layer(number: int) -> str:
     return str(number) if number >= 0 else OUTSIDE
+
+
+def _module(name: str) -> str:
+    """Weights go without saying; biases do not."""
+    return literal(name.removesuffix(".weight"))

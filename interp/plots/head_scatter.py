@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 import pandas as pd
 import plotly.graph_objects as go
 
 from interp.plots.template import COLOURS, TEMPLATE, literal
+
+AXIS = 44
+"""Letters of an axis' name in a line."""
 
 
 def head_scatter(frame: pd.DataFrame, x: str, y: str, title: str = "") -> go.Figure:
@@ -13,7 +18,7 @@ def head_scatter(frame: pd.DataFrame, x: str, y: str, title: str = "") -> go.Fig
 
     Every point carries its layer and head as custom data.
     """
-    x, y = literal(x), literal(y)
+    x, y = ("<br>".join(map(literal, wrap(name, AXIS))) for name in (x, y))
     hover = f"head %{{customdata[0]}}.%{{customdata[1]}}<br>{x} %{{x:.3f}}<br>{y} %{{y:.3f}}<extra></extra>"
     figure = go.Figure()
     for number, (layer, part) in enumerate(frame.groupby("layer")):

@@ -85,7 +85,7 @@ def strength_map(frame: pd.DataFrame, title: str = "") -> go.Figure:
         template=TEMPLATE,
         title={
             "text": f"{literal(title)}: which heads LoFiT selects",
-            "subtitle": {"text": "% of seeds that selected a head"},
+            "subtitle": {"text": "written in: in how many of the seeds a head was selected"},
         },
         xaxis_title="head",
         yaxis_title="layer",

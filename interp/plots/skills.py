@@ -21,6 +21,7 @@ REFERENCES = ("pre-trained", "fine-tuned")
 LOCALIZED = "localized"
 MEASURES = {"accuracy": "accuracy (share of examples)", "gain": "share of the gain in accuracy"}
 """What can be drawn against the budget, and its axis."""
+CARRIED = {"accuracy": "accuracy of grafts", "gain": "how much of the gain a graft carries"}
 STEP = 0.04
 """By which lines stand beside each other, as a share of a factor of ten: their bars would cover each other."""
 
@@ -62,7 +63,7 @@ def budget_curves(
     figure = go.Figure()
     for method in REFERENCES:
         level = float(frame[frame.method == method][column].iloc[0])
-        side = "bottom right" if method == "pre-trained" else "top right"
+        side = "bottom right" if method == "pre-trained" else "top left"
         figure.add_hline(y=level, line={"color": INK, "dash": "dot"}, annotation_text=method, annotation_position=side)
     methods = [method for method in frame.method.unique() if method not in REFERENCES]
     for number, method in enumerate(methods):
@@ -82,7 +83,7 @@ def budget_curves(
         )
     figure.update_layout(
         template=TEMPLATE,
-        title=_title(evaluation, f"what a graft carries ({split}, n = {frame.n.iloc[0]})"),
+        title=_title(evaluation, f"{CARRIED[what]} ({split}, n = {frame.n.iloc[0]})"),
         xaxis={"title": "share of the trainable parameters that is grafted", "type": "log", "tickformat": ".3~%"},
         yaxis={"title": MEASURES[what]},
     )
@@ -117,7 +118,8 @@ def reliability_diagram(evaluation: Evaluation, split: str = "test", bins: int =
     """Accuracy against confidence of the pre-trained, the fine-tuned and every localised model, in bins of equal width.
 
     On the diagonal a model is right as often as it is sure. Markers grow with the share of examples in their bin; the
-    expected calibration error is in the legend. Raises BadInput for a split that nothing was evaluated on.
+    expected calibration error is in the legend. Of the localised models the most accurate is drawn, the others are in
+    the legend. Raises BadInput for a split that nothing was evaluated on.
     """
     frame = _of_split(evaluation, split)
     figure = go.Figure()
@@ -130,6 +132,7 @@ def reliability_diagram(evaluation: Evaluation, split: str = "test", bins: int =
         hoverinfo="skip",
     )
     shown = [i for i, method in enumerate(frame.method) if method in (*REFERENCES, LOCALIZED)]
+    best = frame.accuracy[frame.method == LOCALIZED].sort_values(ascending=False, kind="stable").index[:1]
     for number, row in enumerate(shown):
         table, about = evaluation.reliability(row, split, bins), frame.iloc[row]
         name = about.method if about.method in REFERENCES else f"{about.method} {about.budget:.3%}"
@@ -138,7 +141,8 @@ def reliability_diagram(evaluation: Evaluation, split: str = "test", bins: int =
             y=table.accuracy,
             name=f"{name} (ECE {about.ece_10:.3f})" if bins == 10 else name,
             mode="lines+markers",
-            line_color=COLOURS[number % len(COLOURS)],
+            visible=True if about.method in REFERENCES or row in best else "legendonly",
+            line={"color": COLOURS[number % len(COLOURS)], "width": 1},
             marker_size=6 + 18 * np.sqrt(table.n / table.n.sum()),
             customdata=table.n,
             hovertemplate="confidence %{x:.3f}, accuracy %{y:.3f} (n = %{customdata})",

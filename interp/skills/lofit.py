@@ -90,10 +90,13 @@ class Lofit:
         """One row a head, the strongest first: how much it pays to change it.
 
         `strength` is the norm of the head's scale A: mean, low and high are mean, lowest and highest of the seeds, n
-        their number. `selected` is the share of seeds in which the head was among those that were chosen.
+        their number. `selected` is the share of seeds in which the head was among the most heads that were tried.
         """
         scores = np.stack([mask.scores for mask in self.selections.values()])
-        chosen = np.stack([mask.selected for mask in self.selections.values() if mask.selected is not None])
+        most = max(self.parameters["counts"])
+        chosen = np.zeros(scores.shape)
+        for number, mask in enumerate(self.selections.values()):
+            chosen[(number, *np.transpose(mask.ranking[:most]))] = 1
         layer, head = np.divmod(np.arange(scores[0].size), scores.shape[2])
         columns = {"layer": layer, "head": head, "strength": scores.mean(0).ravel(), "low": scores.min(0).ravel()}
         columns |= {"high": scores.max(0).ravel(), "selected": chosen.mean(0).ravel()}
@@ -122,7 +125,7 @@ class Lofit:
             model=self.model,
             seed=int(self.parameters["seed"]),
             frame=self.frame,
-            arrays={"right": self.right},
+            arrays={"right": self.right.astype(np.uint8)},
             files=files,
             started=started,
         )
@@ -135,7 +138,7 @@ class Lofit:
         layers, heads = run.heads
         selections = {int(s): read_mask(run.path / _heads_file(s), layers=layers, heads=heads) for s in about["seeds"]}
         offsets = {int(count): HeadOffsets.load(run.path / f"offsets-{count}.safetensors") for count in about["counts"]}
-        right = run.array("right", len(run.frame), None)
+        right = run.array("right", len(run.frame), None).astype(float)
         return cls(run.frame, right, selections, offsets, run.record.model, about)
 
     def _repr_html_(self) -> str:

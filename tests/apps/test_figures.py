@@ -37,7 +37,6 @@ UNSAMPLED = {
     "circuit-repair",
     "concept-depth",
     "edge-scores",
-    "head-importance",
     "head-pruning",
     "knob",
     "knob-behaviour",
@@ -45,15 +44,10 @@ UNSAMPLED = {
     "knob-search-exhaustive",
     "knob-side-effects",
     "knob-steering",
-    "lofit",
     "logit-lens",
     "path-patching",
     "projection",
-    "skill-continual",
-    "skill-evaluation",
     "skill-fine-tuning",
-    "skill-localization",
-    "skill-overlap",
 }
 """Kinds with figures that no sample run shows; each is read back in the tests of its own package."""
 TABLES_ONLY = {

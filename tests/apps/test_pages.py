@@ -18,7 +18,7 @@ from interp.runs import load_run
 from interp.tasks.prompts import PromptSet
 from tests.apps.reading import charts, numbers, said
 
-PAGES = ("heads", "model", "needles", "patching", "circuits", "runs", "export", "doctor")
+PAGES = ("heads", "model", "needles", "patching", "circuits", "skills", "runs", "export", "doctor")
 LIVE = ("heads", "model", "needles", "patching", "doctor")
 SAMPLES = samples_folder()
 PROMPT = "When Alice and Bob went to the market, Bob gave the letter to"
@@ -44,7 +44,7 @@ def test_every_page_draws_without_a_model(draw, page):
     assert not test.exception
     assert not test.error
     assert ("without a model" in said(test)) == (page in LIVE)
-    if page in ("heads", "needles", "patching", "circuits", "runs"):
+    if page in ("heads", "needles", "patching", "circuits", "runs", "skills"):
         assert charts(test)
 
 

@@ -57,6 +57,8 @@ def test_reliability_shows_the_table_of_both_models_and_the_localized(evaluation
     assert [trace.name.split(" (")[0] for trace in traces] == [
         "pre-trained", "fine-tuned", "localized 1.000%", "localized 10.000%"]  # fmt: skip
     np.testing.assert_allclose(traces[1].y, evaluation.reliability(1).accuracy)
+    best = evaluation.frame.accuracy[2:4].idxmax()
+    assert [trace.visible is True for trace in traces] == [True, True, best == 2, best == 3]
     assert f"{evaluation.frame.ece_10[1]:.3f}" in traces[1].name
     assert len(evaluation.plot("reliability").data) == 5
 
@@ -78,11 +80,11 @@ def test_the_enrichment_map_is_the_breakdown_on_a_scale_symmetric_around_chance(
 
 def test_shares_stand_beside_those_of_random_masks(mask: GraftMask) -> None:
     layers, random, modules, _ = mask_shares(mask).data
-    assert (list(layers.x), list(layers.y)) == (["0", "1"], [0.25, 0.75])
-    assert (list(modules.x), list(modules.y)) == (["mlp.up", "mlp.down"], [0.75, 0.25])
-    assert list(random.y) == [0.5, 0.5]
+    assert (list(layers.y), list(layers.x)) == (["0", "1"], [0.25, 0.75])
+    assert (list(modules.y), list(modules.x)) == (["mlp.up", "mlp.down"], [0.75, 0.25])
+    assert list(random.x) == [0.5, 0.5]
     drawn = np.random.default_rng(0).hypergeometric(200, 200, 8, size=20_000) / 8
-    bars = (random.y[0] - random.error_y.arrayminus[0], random.y[0] + random.error_y.array[0])
+    bars = (random.x[0] - random.error_x.arrayminus[0], random.x[0] + random.error_x.array[0])
     assert bars == tuple(np.quantile(drawn, [0.025, 0.975]))
 
 

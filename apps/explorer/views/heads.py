@@ -96,7 +96,7 @@ def _chosen_head(shape: tuple[int, ...]) -> Head:
 
 
 def _map(run: Run, metric: HeadMetric, head: Head, key: str) -> None:
-    drawn = clickable(metric_figure(run, metric), metric.values, head)
+    drawn = clickable(metric_figure(run, metric), metric.values, head, said=metric.said())
     place = f"map-{key}-{metric}"
 
     def clicked() -> None:
@@ -110,7 +110,7 @@ def _scatter(x: HeadMetric, y: HeadMetric) -> None:
     from interp.plots.head_scatter import head_scatter
 
     frame = both(x, y)
-    drawn = head_scatter(frame, str(x), str(y), f"{len(frame)} heads")
+    drawn = head_scatter(frame, x.axis, y.axis, f"{len(frame)} heads")
     event = show.figure(drawn, f"scatter-{x}-{y}", on_select="rerun", selection_mode=("points", "box", "lasso"))
     if chosen_heads := picked(event):
         wanted = pd.MultiIndex.from_tuples(chosen_heads, names=["layer", "head"])
