@@ -99,7 +99,7 @@ class ConceptDepth:
                 continue
             right = self.correct[at]
             floor = self._of(curve, "majority") + margin
-            drawn = resamples(right.shape[1], seed=self.seed) @ right.T / right.shape[1]
+            drawn = self._resampled(right.shape[1]) @ right.T / right.shape[1]
             row = {name: curve[name] for name in (*CURVE, "level") if name != "series"}
             own = right.mean(1, dtype=float)[None]
             both = np.concatenate([own, drawn])
@@ -129,7 +129,8 @@ class ConceptDepth:
             control = rows[rows.series == series].rename(columns={"value": series})
             on = [*keys, "site", "layer"] if (control.layer >= 0).all() else keys
             best = best.merge(control[[*on, series]], how="left", on=on)
-        points = self.points(condition=REFERENCE)
+        points = self._points
+        points = points[points.condition == REFERENCE] if len(points) else points
         wanted = [name for name in points if name.startswith(("jump", "converging")) and not name.endswith("_defined")]
         wanted = [name for name in wanted if "formula" not in name]
         best = best.merge(points[[*keys, "site", *wanted]], how="left", on=[*keys, "site"]) if len(points) else best
@@ -137,20 +138,54 @@ class ConceptDepth:
 
     def selectivity(self) -> pd.DataFrame:
         """Accuracy of each probe minus that on control labels (Hewitt & Liang 2019), paired over examples."""
+        return self._selectivity
+
+    @cached_property
+    def _selectivity(self) -> pd.DataFrame:
         return self._differences("series", "probe", ["control"], "selectivity")
 
     def shifts(self) -> pd.DataFrame:
         """Accuracy under each perturbation minus that without, paired over examples."""
+        return self._shifts
+
+    @cached_property
+    def _shifts(self) -> pd.DataFrame:
         return self._differences("condition", None, [REFERENCE], "shift", probes=True)
 
-    def plot(self, **which: Any) -> go.Figure:
+    @cached_property
+    def _points(self) -> pd.DataFrame:
+        return self.points()
+
+    def _resampled(self, n: int) -> np.ndarray:
+        """The same bootstrap samples for every curve of n examples."""
+        if n not in self._drawn:
+            self._drawn[n] = resamples(n, seed=self.seed)
+        return self._drawn[n]
+
+    @cached_property
+    def _drawn(self) -> dict[int, np.ndarray]:
+        return {}
+
+    @property
+    def plots(self) -> tuple[str, ...]:
+        """What `plot` can draw of this study; the curves first."""
+        curves = self.curves
+        there = {"selectivity": "control" in set(curves.series), "shift": curves.condition.nunique() > 1}
+        return ("curves", *(name for name, known in there.items() if known))
+
+    def plot(self, what: str = "curves", **which: Any) -> go.Figure:
         """Accuracy by relative depth, with intervals, controls, perturbations and converging points.
 
         `metric`, `site`, `datasets`, `conditions` and `controls` say which curves (`interp.plots.probes.depth_curves`).
+        `"selectivity"` and `"shift"` draw differences of accuracy instead, at `site`. Raises BadInput.
         """
-        from interp.plots.probes import depth_curves
+        from interp.plots.probes import depth_curves, depth_differences
 
-        return depth_curves(self.frame, self.points(), **which)
+        if what == "curves":
+            return depth_curves(self.frame, self._points, **which)
+        if what not in self.plots:
+            raise BadInput(f"there is nothing to plot as {what!r}; {choose(what, self.plots)}")
+        return depth_differences(self.selectivity() if what == "selectivity" else self.shifts(), what, **which)
 
     def read(self, model: Model, text: str, dataset: str) -> Reading:
         """What the probes of a data set say of a text at every layer, beside its control probes.
@@ -162,7 +197,7 @@ class ConceptDepth:
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder: the table of curves, the tables of points and differences, all examples' outcomes."""
-        derived = {"points": self.points(), "selectivity": self.selectivity(), "shifts": self.shifts()}
+        derived = {"points": self._points, "selectivity": self.selectivity(), "shifts": self.shifts()}
         first = next(iter(self.models.values()))
         records, weights = packed(self.directions)
         return save_run(
@@ -208,7 +243,7 @@ class ConceptDepth:
             if probes and key[CURVE.index("series")] != "probe":
                 continue
             difference = (self.correct[at] - self.correct[base]).T
-            drawn = resamples(len(difference), seed=self.seed) @ difference / len(difference)
+            drawn = self._resampled(len(difference)) @ difference / len(difference)
             low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
             for layer, (value, below, above) in enumerate(zip(difference.mean(0), low, high, strict=True)):
                 about = dict(zip(CURVE, key, strict=True)) | {"layer": layer, "depth": depths.get((*key, layer))}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from interp.errors import BadInput
+from interp.errors import BadInput, choose
 from interp.runs import Run, load_run, save_run
 from interp.stats import Interval, bootstrap_means
 from probes.clue import Scored
@@ -111,11 +111,19 @@ class Ranking:
             raise BadInput(f"nothing was ranked and judged at k={k}; k is one of {ks}")
         return rows.index(("clue", k))
 
-    def plot(self) -> Any:
-        """Accuracy of the majority among the best k, over k. Raises BadInput where nobody checked the traces."""
-        from interp.plots.clue import reranking
+    plots = ("over k", "picks")
+    """What `plot` can draw."""
 
-        return reranking(self)
+    def plot(self, what: str = "over k", k: int | None = None) -> Any:
+        """Accuracy of the majority among the best k, over k; or `"picks"`, every way of picking at one k.
+
+        Raises BadInput where nobody checked the traces, and for a k that was not ranked.
+        """
+        from interp.plots.clue import picks, reranking
+
+        if what not in self.plots:
+            raise BadInput(f"there is nothing to plot as {what!r}; {choose(what, self.plots)}")
+        return reranking(self) if what == "over k" else picks(self, self.parameters["k"][-1] if k is None else k)
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder; the picks also as JSON lines. Raises UnwritableOutput."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from interp.errors import BadInput, UnreadableFile
+from interp.errors import BadInput, UnreadableFile, choose
 from interp.runs import Run, load_run, save_run
 from interp.stats import Interval
 from probes.clue import Scored
@@ -62,11 +62,21 @@ class Verification:
         (row,) = self.frame[(self.frame.score == score) & (self.frame.metric == metric)].itertuples()
         return Interval(row.value, row.low, row.high, row.questions)
 
-    def plot(self) -> Any:
-        """AUC of every score with its interval, over all traces and within questions."""
-        from interp.plots.clue import aucs
+    plots = ("aucs", "clusters", "margins", "layers")
+    """What `plot` can draw."""
 
-        return aucs(self)
+    def plot(self, what: str = "aucs") -> Any:
+        """AUC of every score with its interval, over all traces and within questions.
+
+        Or `"clusters"`, the traces around the centroids; `"margins"`, how much nearer to one of them; `"layers"`.
+        """
+        from interp.plots.clue import aucs, by_depth, margins
+
+        if what not in self.plots:
+            raise BadInput(f"there is nothing to plot as {what!r}; {choose(what, self.plots)}")
+        if what in ("clusters", "margins"):
+            return self.scored.plot() if what == "clusters" else margins(self.scored)
+        return aucs(self) if what == "aucs" else by_depth(self)
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder, with the centroids and the traces' distances in it. Raises UnwritableOutput."""

@@ -112,7 +112,7 @@ def _further(run: Run, result: Any) -> dict[str, go.Figure]:
         return {"length and depth": length_and_depth(result)}
     if run.record.kind == "knob" and result.knob.rank == 1:
         return {"coordinates": result.plot("coordinates")}
-    if run.record.kind in ("circuit", "circuit-reuse"):
+    if run.record.kind in ("circuit", "circuit-reuse", "concept-depth", "clue-verification", "clue-ranking"):
         return {what: result.plot(what) for what in result.plots[1:]}
     return {what: result.plot(what) for what in FURTHER.get(run.record.kind, ())}
 

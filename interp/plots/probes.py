@@ -51,7 +51,7 @@ def by_site(frame: pd.DataFrame, metric: str) -> go.Figure:
         )
     figure.update_layout(
         template=TEMPLATE,
-        title=f"{_words(metric).capitalize()} of probes by site",
+        title=f"{_words(metric)} of probes by site",
         xaxis_title="site",
         yaxis_title=UNITS.get(metric, metric),
     )
@@ -103,19 +103,20 @@ def depth_curves(
         if controls and UNPERTURBED in shown:
             _bag(figure, rows[(rows.dataset == dataset) & (rows.layer < 0)], here.depth.max(), named, panel)
     figure.update_yaxes(title_text=UNITS.get(metric, metric), col=1)
-    return figure.update_layout(title=f"{_words(metric).capitalize()} of probes at {site}, by depth")
+    return figure.update_layout(title=f"{_words(metric)} of probes at {site}, by depth")
 
 
-def depth_differences(frame: pd.DataFrame, name: str, levels: pd.DataFrame, site: str | None = None) -> go.Figure:
+def depth_differences(frame: pd.DataFrame, name: str, *, site: str | None = None) -> go.Figure:
     """Selectivity or shifts over relative depth with their intervals, a panel a data set, around a line at 0.
 
-    `frame` is that of `ConceptDepth.selectivity` or `.shifts`, `name` its column, `levels` the frame of the study.
+    `frame` is that of `ConceptDepth.selectivity` or `.shifts`, `name` its column.
     """
+    frame = frame[frame.layer >= 0]
     site = _known("site", site or str(frame.site.iloc[0]), frame.site)
     frame = frame[frame.site == site]
     names = list(dict.fromkeys(frame.dataset))
     curves = list(dict.fromkeys(zip(frame.model, frame.condition, strict=True)))
-    figure = _panels(names, levels)
+    figure = _panels(names, frame)
     for number, dataset in enumerate(names):
         panel = _panel(number)
         for i, (model, condition) in enumerate(curves):
@@ -294,7 +295,7 @@ def _dash(series: str) -> str:
 
 
 def _words(name: str) -> str:
-    return {"f1": "F1", "auc": "AUC"}.get(name, name.replace("_", " "))
+    return {"f1": "F1", "auc": "AUC"}.get(name, name.replace("_", " ").capitalize())
 
 
 def _bars(part: pd.DataFrame) -> dict[str, object]:

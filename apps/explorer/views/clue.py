@@ -14,7 +14,6 @@ from apps.explorer.views.depth import table as _table
 from interp.runs import Run
 
 if TYPE_CHECKING:
-    from probes.clue import Scored
     from probes.reranking import Ranking
     from probes.verification import Verification
 
@@ -50,8 +49,6 @@ def _verification(found: Mapping[str, Entry]) -> None:
 
 
 def _verified(run: Run, result: Verification) -> None:
-    from interp.plots.clue import by_depth
-
     right, wrong = result.scored.centroids.counts
     st.text(result.verdict)
     st.caption(
@@ -61,24 +58,18 @@ def _verified(run: Run, result: Verification) -> None:
         "chance."
     )
     show.figure(result.plot(), f"aucs-{run.path}")
-    _clusters(run, result.scored)
-    show.figure(by_depth(result), f"layers-{run.path}")
+    left, right = st.columns(2)
+    with left:
+        show.figure(result.plot("clusters"), f"clusters-{run.path}")
+    with right:
+        show.figure(result.plot("margins"), f"margins-{run.path}")
+    show.figure(result.plot("layers"), f"layers-{run.path}")
     with st.expander("Numbers"):
         _table(result.frame, f"scores-{run.path}")
         st.caption("How much higher CLUE's margin is than each baseline, paired:")
         _table(result.against, f"against-{run.path}")
         st.caption("Layers:")
         _table(result.layers, f"layer-table-{run.path}")
-
-
-def _clusters(run: Run, scored: Scored) -> None:
-    from interp.plots.clue import margins
-
-    left, right = st.columns(2)
-    with left:
-        show.figure(scored.plot(), f"clusters-{run.path}")
-    with right:
-        show.figure(margins(scored), f"margins-{run.path}")
 
 
 def _ranking(found: Mapping[str, Entry]) -> None:
@@ -98,8 +89,6 @@ def _ranked(run: Run, result: Ranking) -> None:
 
 
 def _judged(run: Run, result: Ranking) -> None:
-    from interp.plots.clue import picks
-
     ks = [int(k) for k in result.parameters["k"]]
     k = int(st.select_slider("Samples that vote (k)", ks, ks[len(ks) // 2], key="k", bind="query-params"))
     st.text(result.verdict(k))
@@ -109,7 +98,7 @@ def _judged(run: Run, result: Ranking) -> None:
         "mean@n: one random sample. greedy: the response at temperature 0. pass@n: whether any sample is right, which "
         "no way of picking can exceed. 95 % intervals over questions."
     )
-    show.figure(picks(result, k), f"picks-{run.path}")
+    show.figure(result.plot("picks", k), f"picks-{run.path}")
     show.figure(result.plot(), f"reranking-{run.path}")
     with st.expander("Numbers"):
         _table(result.frame, f"ranking-{run.path}")

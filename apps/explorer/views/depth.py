@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 DEPTH, LINEAR = "concept-depth", "linear-probes"
 NONE = "no other study"
+DIFFERENCES = {
+    "selectivity": "How far the probe beats one of random labels at the same layer. At 0 it only remembers words.",
+    "shift": "What a perturbation costs, on the same texts: below 0 the concept is read less well.",
+}
 MOST = 4_000
 """Characters of a typed text."""
 
@@ -66,9 +70,11 @@ def _curves(run: Run, study: ConceptDepth, other: str) -> None:
     )
     if other != NONE:
         show.part(_beside, run, other, which)
-    site = str(which["site"])
-    show.part(_differences, run, study, "selectivity", site, "The study was run without controls.")
-    show.part(_differences, run, study, "shift", site, "The study was run without perturbations.")
+    for name in study.plots[1:]:
+        show.figure(study.plot(name, site=which["site"]), f"{name}-{run.path}")
+        st.caption(DIFFERENCES[name])
+        with st.expander(f"Numbers: {name}"):
+            table(study.selectivity() if name == "selectivity" else study.shifts(), f"{name}-table-{run.path}")
     with st.expander("Best layers beside their controls", expanded=True):
         table(study.summary, f"summary-{run.path}")
     with st.expander("All numbers"):
@@ -126,19 +132,6 @@ def _beside(run: Run, name: str, which: dict[str, Any]) -> None:
     show.figure(read(other, lambda _path: study.plot(**{**which, **shared})), f"beside-{other.path}")
     with st.expander("Its best layers"):
         table(study.summary, f"summary-{other.path}")
-
-
-def _differences(run: Run, study: ConceptDepth, name: str, site: str, none: str) -> None:
-    from interp.plots.probes import depth_differences
-
-    frame = study.selectivity() if name == "selectivity" else study.shifts()
-    frame = frame[(frame.layer >= 0) & (frame.site == site)]
-    if frame.empty:
-        st.info(none)
-        return
-    show.figure(depth_differences(frame, name, study.frame, site), f"{name}-{run.path}")
-    with st.expander("Numbers"):
-        table(frame, f"{name}-table-{run.path}")
 
 
 def _linear(run: Run, probes: LinearProbes) -> None:
