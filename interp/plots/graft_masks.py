@@ -56,7 +56,13 @@ def mask_shares(mask: GraftMask, title: str = "") -> go.Figure:
             col=column,
         )
         figure.update_yaxes(
-            title=by, type="category", autorange="reversed", automargin=True, showgrid=False, row=1, col=column
+            title={"text": by, "standoff": 8},
+            type="category",
+            autorange="reversed",
+            automargin=True,
+            showgrid=False,
+            row=1,
+            col=column,
         )
     figure.update_xaxes(title="share of the mask (%)", tickformat=".0%", rangemode="tozero")
     figure.update_layout(

@@ -135,7 +135,7 @@ def reliability_diagram(evaluation: Evaluation, split: str = "test", bins: int =
     best = frame.accuracy[frame.method == LOCALIZED].sort_values(ascending=False, kind="stable").index[:1]
     for number, row in enumerate(shown):
         table, about = evaluation.reliability(row, split, bins), frame.iloc[row]
-        name = about.method if about.method in REFERENCES else f"{about.method} {about.budget:.3%}"
+        name = about.method if about.method in REFERENCES else f"{about.method} {100 * about.budget:g}%"
         figure.add_scatter(
             x=table.confidence,
             y=table.accuracy,

@@ -67,12 +67,7 @@ TABLES_ONLY = {
     "knob-search",
     "knob-search-exhaustive",
     "linear-probes",
-    "lofit",
-    "skill-continual",
-    "skill-evaluation",
     "skill-fine-tuning",
-    "skill-localization",
-    "skill-overlap",
     "sweep",
     "traces",
 }

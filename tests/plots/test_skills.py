@@ -55,7 +55,7 @@ def test_the_share_of_the_gain_has_its_intervals_and_0_and_1_as_levels(evaluatio
 def test_reliability_shows_the_table_of_both_models_and_the_localized(evaluation: Evaluation) -> None:
     traces = reliability_diagram(evaluation).data[1:]
     assert [trace.name.split(" (")[0] for trace in traces] == [
-        "pre-trained", "fine-tuned", "localized 1.000%", "localized 10.000%"]  # fmt: skip
+        "pre-trained", "fine-tuned", "localized 1%", "localized 10%"]  # fmt: skip
     np.testing.assert_allclose(traces[1].y, evaluation.reliability(1).accuracy)
     best = evaluation.frame.accuracy[2:4].idxmax()
     assert [trace.visible is True for trace in traces] == [True, True, best == 2, best == 3]

@@ -122,18 +122,17 @@ def _carries(found: Runs) -> None:
 
 
 def _gain(frame: pd.DataFrame) -> str:
-    """What the graft with the best accuracy carries, beside random parameters at the same budget, in words."""
+    """The smallest graft that carries more than half of the gain, beside random parameters of its number, in words."""
     before, after = frame.accuracy.iloc[:2]
     said = f"Fine-tuning takes accuracy from {before:.3f} to {after:.3f} (n = {frame.n.iloc[0]})."
-    localized = frame[frame.method == "localized"]
+    localized = frame[frame.method == "localized"].sort_values("budget")
     if localized.recovered_low.isna().all():
         return said
-    best = localized.loc[localized.accuracy.idxmax()]
-    said += f" A graft of {best.budget:.1%} of the parameters has {_share(best)} of that gain"
-    random = frame[(frame.method == "random") & (frame.budget == best.budget)]
-    if len(random):
-        said += f"; random ones of this number have {random.recovered.min():.0%} to {random.recovered.max():.0%}"
-    return f"{said}."
+    enough = localized[localized.recovered > 0.5]
+    graft = enough.iloc[0] if len(enough) else localized.iloc[-1]
+    said += f" A graft of {100 * graft.budget:g}% of the parameters carries {_share(graft)} of that gain"
+    random = frame[(frame.method == "random") & (frame.budget == graft.budget)]
+    return f"{said}; as many random ones carry {random.recovered.mean():.0%}." if len(random) else f"{said}."
 
 
 def _share(row: pd.Series) -> str:
@@ -186,8 +185,9 @@ def _heads(found: Runs) -> None:
     for row in comparison[comparison.condition == "random"].itertuples():
         own = result.frame[(result.frame.condition == "lofit") & (result.frame["heads"] == row.heads)]
         st.text(
-            f"Offsets of {row.heads} selected heads: accuracy {own.accuracy.mean():.3f}, beside as many random heads "
-            f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}] ({row.seeds} seeds, n = {row.n})."
+            f"{row.heads} selected {'head' if row.heads == 1 else 'heads'}: accuracy {own.accuracy.mean():.3f}. As "
+            f"many random ones: {own.accuracy.mean() - row.difference:.3f}. Difference {row.difference:+.3f} "
+            f"[{row.low:+.3f}, {row.high:+.3f}], {row.seeds} seeds, n = {row.n}."
         )
     show.figure(result.plot(), f"accuracy-{run.path}")
     show.figure(result.plot("heads"), f"heads-{run.path}")
