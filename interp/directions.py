@@ -83,7 +83,7 @@ def directions_of(path: str | Path) -> dict[str, Direction]:
     from interp.projection import RANDOM, Projection
 
     found = Projection.load(path)
-    return {axis: found.direction(axis) for axis in found.axes if axis != RANDOM}
+    return {f"{run.path.name}: {axis}": found.direction(axis) for axis in found.axes if axis != RANDOM}
 
 
 def _of_knob(run: Run) -> Iterator[tuple[str, Direction]]:

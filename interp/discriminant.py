@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from interp.directions import random_directions
-from interp.stats import Interval, wilson_interval
+from interp.stats import wilson_interval
 
 DRAWS = 20
 """Shuffles of the labels, and draws of random directions, that accuracies are held against."""
@@ -40,12 +40,10 @@ def separation(
     for name, columns in sets.items():
         own = coordinates[:, list(columns)]
         drawn = [states @ random_directions(states.shape[1], len(columns), seed + 1 + i).T for i in range(DRAWS)]
-        told = accuracy(own, labels, folds)
-        row: dict[str, Any] = {"axis": name, "accuracy": told.estimate}
-        row |= {"accuracy_low": told.low, "accuracy_high": told.high}
-        row |= _over_draws("shuffled", [accuracy(own, shuffle, folds).estimate for shuffle in shuffles])
-        row |= _over_draws("random", [accuracy(some, labels, folds).estimate for some in drawn])
-        rows.append({**row, "n": told.n})
+        row: dict[str, Any] = {"axis": name, **_share(told(own, labels, folds))}
+        row |= _over_draws("shuffled", [told(own, shuffle, folds).mean() for shuffle in shuffles])
+        row |= _over_draws("random", [told(some, labels, folds).mean() for some in drawn])
+        rows.append({**row, "n": len(labels)})
     return pd.DataFrame(rows)
 
 
@@ -60,19 +58,16 @@ def label_folds(labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> Folds:
     return tuple(folds.split(labels, labels, groups))
 
 
-def accuracy(coordinates: np.ndarray, labels: np.ndarray, folds: Folds) -> Interval:
-    """Share of points `[text axis]` whose label a linear discriminant tells that was not fitted on them.
+def told(coordinates: np.ndarray, labels: np.ndarray, folds: Folds) -> np.ndarray:
+    """Points `[text axis]` whose label a linear discriminant tells that was not fitted on them, `[text]` of 0 and 1.
 
     NaN without folds.
     """
-    if not folds:
-        return Interval(float("nan"), float("nan"), float("nan"), len(labels))
     kinds, numbers = np.unique(labels, return_inverse=True)
-    right = 0
+    right = np.full(len(labels), np.nan)
     for train, test in folds:
-        told = discriminated(coordinates[train], numbers[train], coordinates[test], len(kinds))
-        right += int((told == numbers[test]).sum())
-    return wilson_interval(right, len(labels))
+        right[test] = discriminated(coordinates[train], numbers[train], coordinates[test], len(kinds)) == numbers[test]
+    return right
 
 
 def discriminated(known: np.ndarray, labels: np.ndarray, points: np.ndarray, kinds: int) -> np.ndarray:
@@ -89,8 +84,15 @@ def discriminated(known: np.ndarray, labels: np.ndarray, points: np.ndarray, kin
     with np.errstate(divide="ignore"):
         frequency = np.log(count / len(known))
     scores = points @ precision @ means.T - 0.5 * np.einsum("k a, a b, k b -> k", means, precision, means) + frequency
-    told: np.ndarray = scores.argmax(1)
-    return told
+    most: np.ndarray = scores.argmax(1)
+    return most
+
+
+def _share(right: np.ndarray) -> dict[str, float]:
+    if not np.isfinite(right).all():
+        return dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), float("nan"))
+    share = wilson_interval(int(right.sum()), len(right))
+    return {"accuracy": share.estimate, "accuracy_low": share.low, "accuracy_high": share.high}
 
 
 def _over_draws(name: str, values: Sequence[float]) -> dict[str, float]:

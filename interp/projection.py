@@ -175,7 +175,7 @@ def project(
             is not shown, and no component is taken of it.
         groups: what each text belongs to; a group is on one side of every split.
 
-    Raises BadInput, UnknownSite, PromptTooLong before anything runs.
+    Raises BadInput, UnknownSite, PromptTooLong.
     """
     given = dict(directions or {})
     names = _checked_labels(prompts, labels, groups, mean_difference)
@@ -256,13 +256,12 @@ def _checked_labels(
         raise BadInput(f"a projection is of 3 to {MOST:,} texts; got {count:,}")
     if len(labels) != count or len(groups) not in (0, count):
         raise BadInput(f"{count} texts have {len(labels)} labels and {len(groups)} groups; give one each, or no groups")
-    names = np.array([str(label) for label in labels])
-    kinds = sorted(set(names))
+    kinds = sorted({str(label) for label in labels})
     if len(kinds) < 2:
         raise BadInput(f"all texts have the label {kinds[0]!r}; a projection tells labels apart")
     if mean_difference and len(kinds) != 2:
         raise BadInput(f"a mean difference is of two labels, and these are {len(kinds)}: {', '.join(kinds[:8])}")
-    return names
+    return np.array([str(label) for label in labels])
 
 
 def _check_axes(given: Mapping[str, ArrayLike], components: int, mean_difference: bool) -> None:

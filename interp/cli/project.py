@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,7 +53,7 @@ def project(
     run, started = to or Path("runs") / f"{Path(model).resolve().name}-projection", datetime.now(timezone.utc)
     require_free(run)
     texts = _labelled(data, n, difficulty, seed)
-    found = [(path, _read(path)) for path in directions or ()]
+    along = _directions(directions or ())
     from interp.projection import project as measure
 
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
@@ -63,7 +64,7 @@ def project(
         texts.labels,
         site,
         position=position,
-        directions={name: vector for path, of_run in found for name, vector in _at(path, of_run, site).items()},
+        directions=_at(site, along),
         components=components,
         mean_difference=mean_difference,
         groups=texts.groups,
@@ -87,16 +88,23 @@ def _labelled(data: str, n: int, difficulty: int, seed: int) -> LabelledTexts:
     return made.texts(made.at_most(n, difficulty), difficulty, seed)
 
 
-def _read(path: Path) -> dict[str, Direction]:
+def _directions(paths: Sequence[Path]) -> dict[str, Direction]:
+    """Those of all runs. Raises BadInput where two are called the same."""
     from interp.directions import directions_of
 
-    return directions_of(path)
+    found: dict[str, Direction] = {}
+    for path in paths:
+        of_run = directions_of(path)
+        if both := found.keys() & of_run.keys():
+            raise BadInput(f"two of the runs have a direction called {min(both)!r}; project on one of them at a time")
+        found |= of_run
+    return found
 
 
-def _at(path: Path, found: dict[str, Direction], site: str) -> dict[str, object]:
-    """The vectors of a run at this site. Raises BadInput naming where it has some."""
+def _at(site: str, found: dict[str, Direction]) -> dict[str, Any]:
+    """The vectors at this site. Raises BadInput naming where there are some, if there are any."""
     here = {name: direction.vector for name, direction in found.items() if direction.site == site}
-    if not here:
+    if found and not here:
         sites = ", ".join(sorted({direction.site for direction in found.values()}))
-        raise BadInput(f"{path} has no direction at {site}; it has some at {sites or 'no site'}")
+        raise BadInput(f"the runs of --directions-of have none at {site}; they have some at {sites}")
     return here

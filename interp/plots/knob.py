@@ -61,7 +61,7 @@ def accuracy_by_layer(result: KnobResult) -> go.Figure:
         xaxis_title="after layer",
         yaxis_title="take their twin's answer (share)",
         legend=BELOW,
-        margin=WITH_SUBTITLE,
+        margin=WITH_SUBTITLE | {"b": 140},
     )
     figure.update_xaxes(dtick=max(1, len(result.layers) // 16), zeroline=False)
     figure.update_yaxes(range=SHARE)

@@ -83,7 +83,7 @@ def answer_bars(behaviour: Behaviour) -> go.Figure:
             "subtitle": {"text": f"{frame.n.iloc[0]} items; steered: by the knob alone"},
         },
         xaxis_title="answers (share)",
-        yaxis_title="setting",
+        yaxis_title={"text": "setting", "standoff": 10},
         legend=BELOW | {"title": {"text": "answered from: "}},
         margin=WITH_SUBTITLE,
     )

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from interp.knob import Knob, KnobResult
+from interp.knob import Knob, KnobResult, SideEffects
 from interp.runs import load_run
+from interp.tasks.context_prior import fact_items
 
 Interp = Callable[..., Any]
 
@@ -49,6 +50,51 @@ def test_a_fit_writes_a_run_that_eval_and_steer_read(interp: Interp, tmp_path: P
     shown = interp("knob", "steer", "pocket", "--knob", run, "--n", 1)
     assert shown.code == 0
     assert "prior" in shown.out
+
+
+def test_eval_leaves_out_what_the_knob_was_fitted_on_and_says_so(interp: Interp, tmp_path: Path, root: Path) -> None:
+    knob = root / "data/samples/knob"
+    same = ("knob", "eval", "pocket", "--n", 24, "--seed", 0, "--json")  # the first items are those of the fit
+    done = interp(*same, "--knob", knob, "--out", tmp_path / "left")
+    assert done.code == 0
+    (row, *_) = done.json["settings"]
+    left = done.json["parameters"]["lost"]["the knob was fitted on"]
+    assert row["n"] + left == 24
+    assert left > 8
+    assert f"{left} of 24 items are left out: the knob was fitted on them." in done.err
+    seen = {(item.query, item.context_answer) for item in KnobResult.load(knob).items["test"]}
+    assert row["n"] == sum((item.query, item.context_answer) in seen for item in fact_items(24, 0))
+    done = interp(*same, "--knob", knob / "knob.safetensors", "--out", tmp_path / "all")
+    assert done.json["settings"][0]["n"] == 24
+    assert "does not say what it was fitted on" in done.err
+
+
+def test_what_a_knob_costs_other_tasks_is_a_command(interp: Interp, tmp_path: Path, knob: Path) -> None:
+    command = ("knob", "side-effects", "pocket", "--knob", knob, "--n", 3)
+    done = interp(*command, "--tasks", "ioi,needle", "--context", 20000, "--out", tmp_path / "run", "--json")
+    assert done.code == 0
+    rows = {(row["task"], row["setting"]): row for row in done.json["tasks"]}
+    assert len(rows) == 6
+    assert rows["ioi", "none"]["right"] > rows["ioi", "context"]["right"]
+    assert SideEffects.load(tmp_path / "run").frame.n.tolist() == [3] * 6
+    shown = interp(*command, "--tasks", "ioi", "--out", tmp_path / "shown")
+    assert "worst change" in shown.out
+    wrong = interp(*command, "--tasks", "ioi,needles", "--out", tmp_path / "wrong")
+    assert wrong.code == 2
+    assert "did you mean 'needle'" in wrong.err
+
+
+def test_side_effects_of_any_other_model_are_those_of_ioi_and_needles(
+    interp: Interp, random_llama: Path, tmp_path: Path
+) -> None:
+    Knob(1, torch.eye(64)[:1], {"context": 5.0, "prior": -5.0}).save(tmp_path / "knob.safetensors")
+    command = ("knob", "side-effects", random_llama, "--knob", tmp_path / "knob.safetensors", "--n", 2)
+    wrong = interp(*command, "--tasks", "steps", "--out", tmp_path / "wrong")
+    assert wrong.code == 2
+    assert "neither ioi nor needle" in wrong.err
+    done = interp(*command, "--tasks", "needle", "--out", tmp_path / "run", "--json")
+    assert done.code == 0, done.err
+    assert [row["n"] for row in done.json["tasks"]] == [2, 2, 2]
 
 
 def test_search_says_the_layers_and_what_they_cost(interp: Interp, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -10,6 +10,7 @@ import streamlit as st
 from apps.explorer import live, show
 from apps.explorer.catalogue import Entry, chosen
 from apps.explorer.results import read, result_of
+from interp.directions import KINDS
 from interp.errors import BadInput, WorkbenchError
 from interp.runs import Run
 
@@ -35,9 +36,7 @@ PROPOSED = "\n".join(
 CHARACTERS = 40_000
 MOST_TEXTS = 400
 SITES = ("resid_post", "resid_mid", "attn_out", "mlp_out", "mlp_post")
-NONE = "none"
 PCA_ONLY, MEANS = "principal components", "difference of the labels' means"
-KINDS = ("knob", "linear-probes", "projection")
 TOLD = {
     name: st.column_config.NumberColumn(format="%.3f")
     for name in ("label told", "95 % low", "95 % high", "shuffled labels", "random directions")
@@ -65,13 +64,11 @@ def _saved(found: Mapping[str, Entry]) -> None:
 def _shown(projection: Projection, place: str) -> None:
     """The scatter of two axes, and how well labels are told along each, beside its controls."""
     left, right = st.columns(2)
-    keys = f"{place}-x", f"{place}-y"
-    for key, name in zip(keys, projection.axes, strict=False):
-        if st.session_state.get(key, name) not in projection.axes:
-            del st.session_state[key]
-        show.refuse_unknown(key, projection.axes, "axis")
-    x = left.selectbox("Across", projection.axes, 0, key=keys[0], bind="query-params")
-    y = right.selectbox("Upwards", projection.axes, 1, key=keys[1], bind="query-params")
+    for key in (keys := (f"{place}-x", f"{place}-y")):
+        if st.session_state.get(key, projection.axes[0]) not in projection.axes:
+            del st.session_state[key]  # of another projection
+    x = _choice(left, "Across", projection.axes, keys[0])
+    y = _choice(right, "Upwards", projection.axes, keys[1], 1)
     show.figure(projection.plot(x, y), f"{place}-scatter")
     held = projection.parameters.get("fitted_on")
     aside = f" The difference of means is of {held} other texts." if held else ""
@@ -96,27 +93,42 @@ def _live(found: Mapping[str, Entry]) -> None:
     loaded = live.model()
     if loaded is None:
         return
-    concept = st.selectbox("Texts", CONCEPTS, key="concept", bind="query-params")
+    concept = _choice(st, "Texts", CONCEPTS, "concept")
     own = ""
     if concept == OWN:
         own = st.text_area("One text a line: label, tab, text", PROPOSED, key="own-texts", height=200)
     left, middle, right = st.columns(3)
-    sites = [name for name in SITES if name not in loaded.refusals]
-    site = left.selectbox("Site", sites, key="site", bind="query-params")
-    layer = middle.selectbox(
-        "Layer", range(loaded.spec.layers), loaded.spec.layers - 1, key="layer", bind="query-params"
-    )
+    site = _choice(left, "Site", [name for name in SITES if name not in loaded.refusals], "site")
+    layers = [str(layer) for layer in range(loaded.spec.layers)]
+    layer = _choice(middle, "Layer", layers, "layer", len(layers) - 1)
     where = f"{site}.{layer}"
-    runs = _with_directions(found, where, loaded.fingerprint)
-    along = right.selectbox("Directions", [PCA_ONLY, MEANS, *runs], key="along", bind="query-params")
+    every = _with_directions(found, loaded.fingerprint)
+    runs = {name: here for name, of_run in every.items() if (here := _at(where, of_run))}
+    along = _choice(right, "Directions", [PCA_ONLY, MEANS, *runs], "along", on_change=_back_to_the_first_axes)
+    if elsewhere := {name: sorted({each.site for each in every[name].values()}) for name in every if name not in runs}:
+        listed = "; ".join(
+            f"{show.text(name)} ({', '.join(map(show.text, sites))})" for name, sites in elsewhere.items()
+        )
+        st.caption(f"Runs with directions at other sites: {listed}.")
     directions = tuple((name, tuple(each.vector.tolist())) for name, each in runs.get(along, {}).items())
     with st.spinner("Reading the texts …"):
         result = _projected(loaded, loaded.fingerprint, concept, own, where, along == MEANS, directions)
     _shown(result, "live")
 
 
-def _with_directions(found: Mapping[str, Entry], site: str, fingerprint: str) -> dict[str, dict[str, Direction]]:
-    """The directions at this site of every run of the loaded model that has some, by the run's name."""
+def _back_to_the_first_axes() -> None:
+    for key in ("live-x", "live-y"):
+        st.session_state.pop(key, None)
+
+
+def _choice(column: Any, label: str, options: Sequence[str], key: str, first: int = 0, **more: Any) -> str:
+    """One of the options, kept in the address; another one there is refused with a sentence."""
+    show.refuse_unknown(key, options, label.lower())
+    return str(column.selectbox(label, options, first, key=key, bind="query-params", **more))
+
+
+def _with_directions(found: Mapping[str, Entry], fingerprint: str) -> dict[str, dict[str, Direction]]:
+    """The directions of every run of the loaded model that holds some, by the run's name."""
     runs = {}
     for name, entry in found.items():
         if entry.run is None or entry.run.record.kind not in KINDS:
@@ -125,12 +137,14 @@ def _with_directions(found: Mapping[str, Entry], site: str, fingerprint: str) ->
             continue
         try:
             run = chosen(found, name)
-            of_run = _directions(str(run.path), run.record.finished, run)
+            runs[name] = _directions(str(run.path), run.record.finished, run)
         except WorkbenchError:
             continue  # damaged runs are shown on the Runs page
-        if here := {direction: each for direction, each in of_run.items() if each.site == site}:
-            runs[name] = here
     return runs
+
+
+def _at(site: str, directions: Mapping[str, Direction]) -> dict[str, Direction]:
+    return {name: each for name, each in directions.items() if each.site == site}
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
