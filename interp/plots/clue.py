@@ -123,7 +123,13 @@ def aucs(verification: Verification) -> go.Figure:
         template=TEMPLATE,
         title="Right from wrong traces: CLUE (blue) beside its baselines",
         xaxis_title="area under the ROC curve, 95 % interval over questions",
-        yaxis={"tickvals": list(places.values()), "ticktext": names, "automargin": True, "zeroline": False},
+        yaxis={
+            "tickvals": list(places.values()),
+            "ticktext": names,
+            "title": "score",
+            "automargin": True,
+            "zeroline": False,
+        },
         legend=_BELOW,
         height=200 + 45 * len(names),
         margin_b=110,
@@ -250,7 +256,7 @@ def picks(ranking: Ranking, k: int) -> go.Figure:
         template=TEMPLATE,
         title="What is picked, beside what needs no hidden state",
         xaxis_title="share of questions answered right, 95 % interval",
-        yaxis={"automargin": True},
+        yaxis={"title": "way of picking", "automargin": True},
         height=160 + 32 * len(names),
     )
 
