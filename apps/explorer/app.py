@@ -5,7 +5,20 @@ from __future__ import annotations
 import streamlit as st
 
 from apps.explorer import show
-from apps.explorer.views import circuits, doctor, export, heads, model, needles, patching, probes, runs, skills, start
+from apps.explorer.views import (
+    circuits,
+    doctor,
+    export,
+    heads,
+    model,
+    needles,
+    patching,
+    probes,
+    runs,
+    skills,
+    start,
+    subspaces,
+)
 
 # By address. Without icons, which browsers would fetch from the network. (Streamlit shows bare strings of this file.)
 PAGES = {
@@ -14,6 +27,7 @@ PAGES = {
     "needles": (needles.page, "Needles"),
     "patching": (patching.page, "Patching"),
     "circuits": (circuits.page, "Circuits"),
+    "subspaces": (subspaces.page, "Subspaces"),
     "probes": (probes.page, "Probes"),
     "skills": (skills.page, "Skills"),
     "runs": (runs.page, "Runs"),

@@ -27,7 +27,20 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright drive
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 QUIET = "[data-testid=stApp][data-test-script-state=notRunning]"
-PAGES = ("", "heads", "model", "needles", "patching", "circuits", "probes", "skills", "runs", "export", "doctor")
+PAGES = (
+    "",
+    "heads",
+    "model",
+    "needles",
+    "patching",
+    "circuits",
+    "subspaces",
+    "probes",
+    "skills",
+    "runs",
+    "export",
+    "doctor",
+)
 OWN_404 = ("_stcore/health", "_stcore/host-config")
 """Addresses that Streamlit tries below a deep link before it finds its own."""
 

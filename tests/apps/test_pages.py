@@ -18,8 +18,20 @@ from interp.runs import load_run
 from interp.tasks.prompts import PromptSet
 from tests.apps.reading import charts, numbers, said
 
-PAGES = ("heads", "model", "needles", "patching", "circuits", "probes", "skills", "runs", "export", "doctor")
-LIVE = ("heads", "model", "needles", "patching", "probes", "doctor")
+PAGES = (
+    "heads",
+    "model",
+    "needles",
+    "patching",
+    "circuits",
+    "subspaces",
+    "probes",
+    "skills",
+    "runs",
+    "export",
+    "doctor",
+)
+LIVE = ("heads", "model", "needles", "patching", "subspaces", "probes", "doctor")
 SAMPLES = samples_folder()
 PROMPT = "When Alice and Bob went to the market, Bob gave the letter to"
 

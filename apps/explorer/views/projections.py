@@ -36,6 +36,8 @@ PROPOSED = "\n".join(
 CHARACTERS = 40_000
 MOST_TEXTS = 400
 SITES = ("resid_post", "resid_mid", "attn_out", "mlp_out", "mlp_post")
+SAVED_AXES, LIVE_AXES = ("saved-x", "saved-y"), ("live-x", "live-y")
+"""Words of the address for the axes across and upwards."""
 PCA_ONLY, MEANS = "principal components", "difference of the labels' means"
 TOLD = {
     name: st.column_config.NumberColumn(format="%.3f")
@@ -58,18 +60,18 @@ def _saved(found: Mapping[str, Entry]) -> None:
     names = [name for name, entry in found.items() if entry.run and entry.run.record.kind == "projection"]
     run = show.choose_run("Run", found, names, "projection", "No projection is saved yet: interp project.")
     if run is not None:
-        _shown(result_of(run), "saved")
+        _shown(result_of(run), SAVED_AXES)
 
 
-def _shown(projection: Projection, place: str) -> None:
+def _shown(projection: Projection, keys: tuple[str, str]) -> None:
     """The scatter of two axes, and how well labels are told along each, beside its controls."""
     left, right = st.columns(2)
-    for key in (keys := (f"{place}-x", f"{place}-y")):
+    for key in keys:
         if st.session_state.get(key, projection.axes[0]) not in projection.axes:
             del st.session_state[key]  # of another projection
     x = _choice(left, "Across", projection.axes, keys[0])
     y = _choice(right, "Upwards", projection.axes, keys[1], 1)
-    show.figure(projection.plot(x, y), f"{place}-scatter")
+    show.figure(projection.plot(x, y), f"scatter-{keys[0]}")
     held = projection.parameters.get("fitted_on")
     aside = f" The difference of means is of {held} other texts." if held else ""
     st.caption(
@@ -86,7 +88,7 @@ def _shown(projection: Projection, place: str) -> None:
         "random": "random directions",
         "n": "texts",
     }
-    show.table(projection.separation[list(wanted)].rename(columns=wanted), f"{place}-told", column_config=TOLD)
+    show.table(projection.separation[list(wanted)].rename(columns=wanted), f"told-{keys[0]}", column_config=TOLD)
 
 
 def _live(found: Mapping[str, Entry]) -> None:
@@ -113,11 +115,11 @@ def _live(found: Mapping[str, Entry]) -> None:
     directions = tuple((name, tuple(each.vector.tolist())) for name, each in runs.get(along, {}).items())
     with st.spinner("Reading the texts …"):
         result = _projected(loaded, loaded.fingerprint, concept, own, where, along == MEANS, directions)
-    _shown(result, "live")
+    _shown(result, LIVE_AXES)
 
 
 def _back_to_the_first_axes() -> None:
-    for key in ("live-x", "live-y"):
+    for key in LIVE_AXES:
         st.session_state.pop(key, None)
 
 
