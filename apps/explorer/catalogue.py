@@ -14,6 +14,8 @@ from interp.runs import Run, RunRecord, load_run, run_folders
 
 RECORD_BYTES = 4 * 2**20
 """Of a run.json; ours have a few thousand."""
+DEPTH = 20
+"""Of what a run.json nests; ours nest three or four deep."""
 TABLE_CELLS = 5_000_000
 FILE_BYTES = 512 * 2**20
 TYPES: Mapping[str, type] = {
@@ -88,6 +90,19 @@ def _require_types(record: RunRecord) -> None:
         value = getattr(record, field.name)
         if wanted is not None and not isinstance(value, wanted):
             raise UnreadableFile(f"its {field.name} is of type {type(value).__name__}, not {wanted.__name__}")
+    if not -(2**63) <= record.seed < 2**63:
+        raise UnreadableFile("its seed has more than 64 bits")
+    level: list[object] = [record.parameters, record.model, record.versions]
+    for _ in range(DEPTH):
+        level = [below for value in level for below in _inner(value)]
+    if level:
+        raise UnreadableFile(f"its run.json is nested more than {DEPTH} deep")
+
+
+def _inner(value: object) -> list[object]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def _require_small_table(file: Path) -> None:

@@ -66,6 +66,8 @@ def _load(name: str) -> Model | str:
         loaded.fingerprint  # noqa: B018 - reads all weights once, here and not on a page
     except WorkbenchError as error:
         return str(error)
+    except Exception as error:  # noqa: BLE001 - a damaged model makes its libraries raise anything
+        return f"{type(error).__name__}: {error}"
     return loaded
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 
 import numpy as np
@@ -46,6 +47,18 @@ def test_a_downloaded_mask_can_be_uploaded(mask):
         np.testing.assert_allclose(export.uploaded(name, export.mask_file(mask, form)[0]).scores, mask.scores)
 
 
+def npy(kind, shape):
+    """The head of a NumPy file that promises an array."""
+    head = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head
+
+
+def safetensors_of(shape):
+    """A file whose head promises more than there is."""
+    head = json.dumps({"scores": {"dtype": "F64", "shape": shape, "data_offsets": [0, 8]}}).encode()
+    return len(head).to_bytes(8, "little") + head + b"\0" * 8
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "sentence"),
     [
@@ -56,6 +69,12 @@ def test_a_downloaded_mask_can_be_uploaded(mask):
         ("mask.json", b'{"schema": "interp-head-mask", "version": 99}', UnreadableFile, "version"),
         ("mask.safetensors", b"\xff" * 64, UnreadableFile, "safetensors"),
         ("mask.npy", b"\x93NUMPY\x01\x00broken", UnreadableFile, "."),
+        ("mask.npy", npy("<f8", (10**12, 8)), UnreadableFile, "allocate"),
+        ("mask.npy", npy("|O", (2, 2)) + b"\x80\x04}.", UnreadableFile, "pickle"),
+        ("mask.json", b'{"0-0": ' + b"9" * 6000 + b"}", UnreadableFile, "integer string"),
+        ("mask.json", b'{"999999999-999999999": [0.5]}', UnreadableFile, "leaves out"),
+        ("mask.json", b"", UnreadableFile, "not JSON"),
+        ("mask.safetensors", safetensors_of([10**9, 10**9]), UnreadableFile, "safetensors"),
     ],
 )
 def test_an_upload_is_checked_for_size_type_and_content(name, content, error, sentence):

@@ -161,5 +161,5 @@ def uploaded(name: str, content: bytes) -> HeadMask:
         path.write_bytes(content)
         try:
             return read_mask(path)
-        except (BadInput, RecursionError) as error:
+        except (BadInput, RecursionError, MemoryError) as error:
             raise UnreadableFile(str(error).replace(str(path), "The file")) from error
