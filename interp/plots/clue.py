@@ -26,7 +26,7 @@ BINS = 40
 def projections(scored: Scored) -> go.Figure:
     """Deltas in the plane of the line through both centroids and the largest remaining variation.
 
-    The axes leave the outermost hundredth out, where it lies far away; a double click shows everything.
+    The axes leave out what lies beyond three times the distance between the quartiles; a double click shows it.
     """
     figure = go.Figure()
     for kind, colour, rows in _kinds(scored):
@@ -43,8 +43,7 @@ def projections(scored: Scored) -> go.Figure:
             f"<extra>{kind}</extra>",
         )
     half = float((scored.centroids.gap**2).sum() ** 0.5) / 2
-    across = _central(np.append(scored.projection[:, 0], [half, -half]))
-    up = _central(np.append(scored.projection[:, 1], 0))
+    across, up = _central(scored.projection[:, 0], half), _central(scored.projection[:, 1], 0.0)
     x, y = scored.projection.T
     beyond = int(((x < across[0]) | (x > across[1]) | (y < up[0]) | (y > up[1])).sum())
     for kind, colour, place in (("success", RIGHT, half), ("failure", WRONG, -half)):
@@ -56,9 +55,14 @@ def projections(scored: Scored) -> go.Figure:
             marker={"color": colour, "size": 18, "symbol": "star", "line": {"color": INK, "width": 2}},
             hovertemplate="%{x:.3f}<extra>" + f"{kind} centroid</extra>",
         )
+    if beyond:
+        text = f"{beyond} beyond the axes"
+        figure.add_annotation(
+            x=1, y=1, xref="paper", yref="paper", xanchor="right", yanchor="bottom", text=text, showarrow=False
+        )
     return figure.update_layout(
         template=TEMPLATE,
-        title="Held-out traces around the centroids" + (f" ({beyond} beyond the axes)" if beyond else ""),
+        title="Traces around the centroids",
         xaxis={"title": "towards the success centroid (L2)", "range": across, "zeroline": False},
         yaxis={"title": "largest remaining variation (L2)", "range": up, "zeroline": False},
         legend=_BELOW,
@@ -88,7 +92,7 @@ def margins(scored: Scored) -> go.Figure:
         template=TEMPLATE,
         title="How much nearer to the success centroid",
         barmode="overlay",
-        xaxis_title="distance to failure less to success (L2, mean of layers)",
+        xaxis_title="distance to failure − to success (mean L2)",
         yaxis={"title": "share of its kind", "tickformat": ".0%"},
         legend=_BELOW,
         height=460,
@@ -277,11 +281,17 @@ def _kinds(scored: Scored) -> Iterator[tuple[str, str, np.ndarray]]:
             yield kind, colour, rows
 
 
-def _central(values: np.ndarray) -> list[float]:
-    """A range of an axis that holds all but the outermost hundredth, with some room."""
-    low, high = np.nanpercentile(values, [0.5, 99.5])
-    room = 0.15 * max(high - low, np.finfo(float).tiny)
-    return [float(max(low - room, np.nanmin(values) - room)), float(min(high + room, np.nanmax(values) + room))]
+def _central(values: np.ndarray, always: float) -> list[float]:
+    """A range that holds plus and minus `always` and all but far outliers: three times the quartiles' distance away."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return [-always, always]
+    lower, upper = np.quantile(known, [0.25, 0.75])
+    far = 3 * (upper - lower)
+    kept = known[(known >= lower - far) & (known <= upper + far)]
+    low, high = min(kept.min(), -always), max(kept.max(), always)
+    room = 0.08 * max(high - low, np.finfo(float).tiny)
+    return [float(low - room), float(high + room)]
 
 
 def _symbol(kind: str) -> str:

@@ -146,7 +146,7 @@ def test_clue_is_shown_beside_its_baselines_and_the_numbers_decide(draw):
     assert "Better than: nothing." in better  # on the bundled model
     assert rest.startswith("log-probability")
     assert same(figure(test, "Right from wrong traces"), found.plot())
-    assert same(figure(test, "Held-out traces around the centroids"), found.scored.plot())
+    assert same(figure(test, "Traces around the centroids"), found.scored.plot())
     counted = figure(test, "How much nearer")["data"]
     assert [numbers(bar["customdata"]).sum(dtype=int) for bar in counted] == [
         found.scored.correct.sum(),

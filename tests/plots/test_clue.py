@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,18 @@ def test_deltas_lie_where_they_are_projected_and_centroids_as_far_apart_as_they_
     np.testing.assert_array_equal(wrong.y, made.projection[~correct, 1])
     apart = np.linalg.norm(made.centroids.success - made.centroids.failure)
     assert success.x[0] - failure.x[0] == pytest.approx(apart)
+
+
+def test_far_outliers_do_not_squeeze_the_clusters_and_are_counted(made: Scored) -> None:
+    far = made.projection.copy()
+    far[:3] += 1_000
+    figure = replace(made, projection=far).plot()
+    assert [note.text for note in figure.layout.annotations] == ["3 beyond the axes"]
+    assert figure.layout.xaxis.range[1] < 100
+    assert len(figure.data[0].x) + len(figure.data[1].x) == len(made)
+    half = figure.data[2].x[0]
+    assert figure.layout.xaxis.range[0] < -half < half < figure.layout.xaxis.range[1]
+    assert not made.plot().layout.annotations
 
 
 def test_layers_are_drawn_with_their_auc_and_interval(made: Scored) -> None:

@@ -128,7 +128,8 @@ def _questions(run: Run, result: Ranking) -> None:
                 st.metric(str(name), show.text(answer), said or None, "off", delta_arrow="off", width="content")
     st.caption(
         "Its samples, the one nearest to the success centroid first. Distances are means of L2 over layers; margin = "
-        "distance to failure less distance to success, above 0 where CLUE takes a trace for right."
+        "distance to failure less distance to success, above 0 where CLUE takes a trace for right. 0.50 right: answers "
+        "that tie, half of which are right."
     )
     _table(candidates, f"candidates-{run.path}")
 
