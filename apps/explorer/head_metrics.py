@@ -93,13 +93,15 @@ class HeadMetric:
         return said
 
     def figure(self) -> go.Figure:
-        """Heat map, layers by heads: diverging around 0 where there are both signs."""
+        """Heat map, layers by heads: a colour a label where it has them, diverging around 0 where there are both signs."""
         from interp.plots.ablation import effect_map
-        from interp.plots.heads import head_map
+        from interp.plots.heads import head_map, role_map
 
         title = f"{self.name} on {self.model}"
+        if self.labels is not None:
+            return role_map(self.labels, title)
         if not self.signed:
-            return head_map(self.values, title, self.quantity or self.name, self.labels)
+            return head_map(self.values, title, self.quantity or self.name)
         layer, head = (index.ravel() for index in np.indices(self.values.shape))
         columns = {"effect": self.values.ravel(), "low": self.low.ravel(), "high": self.high.ravel(), "n": self.n}
         return effect_map(pd.DataFrame({"layer": layer, "head": head, **columns}), self.quantity or self.name, title)
@@ -216,11 +218,12 @@ def head_table(metrics: list[HeadMetric], head: Head) -> pd.DataFrame:
             "high": metric.high[head],
             "place": f"{metric.rank(head)} of {np.isfinite(metric.values).sum()}",
             "n": metric.n,
+            "what it is": metric.quantity,
         }
         for metric in metrics
         if head[0] < metric.values.shape[0] and head[1] < metric.values.shape[1] and np.isfinite(metric.values[head])
     ]
-    return pd.DataFrame(rows, columns=["run", "metric", "value", "low", "high", "place", "n"])
+    return pd.DataFrame(rows, columns=["run", "metric", "value", "low", "high", "place", "n", "what it is"])
 
 
 def both(x: HeadMetric, y: HeadMetric) -> pd.DataFrame:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from interp.plots.heads import BAR
 from interp.plots.template import COLOURS, DIVERGING, SEQUENTIAL, TEMPLATE, literal, transparent
 
 UNITS = {
@@ -132,7 +135,7 @@ def effect_map(frame: pd.DataFrame, quantity: str = "effect", title: str = "") -
             zmin=-largest,
             zmax=largest,
             colorscale=DIVERGING,
-            colorbar={"title": quantity},
+            colorbar={"title": "<br>".join(map(literal, wrap(quantity, BAR)))},
             customdata=np.stack([cells[name].to_numpy() for name in ("low", "high", "n")], axis=-1),
             hovertemplate="head %{y}.%{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], "
             "n = %{customdata[2]}<extra></extra>",

@@ -43,7 +43,10 @@ def test_a_head_belongs_to_a_circuit_where_it_has_a_role():
     first = roles.iloc[0]
     assert first.role in metric.labels[first.layer, first["head"]]
     assert metric.said()[first.layer * 8 + first["head"]].endswith(metric.labels[first.layer, first["head"]])
-    assert metric.figure().data[0].texttemplate
+    figure = metric.figure()
+    assert {trace.name for trace in figure.data[1:]} == set(roles.role)
+    assert figure.data[0].customdata[first.layer][first["head"]] == metric.labels[first.layer, first["head"]]
+    assert (np.array(figure.data[0].z) > 0).tolist() == (metric.values == 1).tolist()
 
 
 def test_a_circuit_with_further_columns_and_roles_of_many_stages_is_read(tmp_path):

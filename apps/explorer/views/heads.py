@@ -174,14 +174,18 @@ def _without(found: Model, prompt: str, head: Head) -> None:
     others = np.delete(values[head[0]], head[1])
     st.text(
         f"Without head {head[0]}.{head[1]} the log-probability of {live.said_next(found, prompt).said[0]!r} falls by "
-        f"{values[head]:.3f} nats; without one of the other heads of its layer by {np.median(others):.3f} (median), "
-        f"{others.min():.3f} to {others.max():.3f}. One prompt, so no interval."
+        f"{_nats(values[head])} nats; without one of the other heads of its layer by {_nats(np.median(others))} "
+        f"(median), {_nats(others.min())} to {_nats(others.max())}. One prompt, so no interval."
     )
     left, right = st.columns(2)
     with left:
         show.figure(after.plot(), "without")
     with right:
         show.figure(effects.plot(), "prompt-effects")
+
+
+def _nats(value: float) -> str:
+    return f"{round(float(value), 3) + 0.0:.3f}"  # no minus before nothing
 
 
 def _attention(found: Model, prompt: str, head: Head) -> None:
