@@ -68,7 +68,7 @@ scored.plot()
 # much nearer it lies to the right average than to the wrong one:
 
 # %%
-every
+print(every)
 
 # %% [markdown]
 # ## What are those far points?
@@ -117,8 +117,9 @@ verification.against.style.hide(axis="index").format(precision=2)
 verification.plot()
 
 # %% [markdown]
-# **In `pocket` they cannot, at least not this way.** Among answers that reach their end, CLUE is not told apart from
-# guessing, nor from the length of the answer (12 questions, about 80 answers). Its AUC over all answers comes from
-# those that break off. The mean log-probability, which the model gives for free, tells right from wrong well: at this
-# temperature errors are slips of sampling that the model itself finds improbable. Larger models err in other ways, so
-# the answer there may differ; run the same controls.
+# **In `pocket` they hardly can, at least not this way.** Among answers that reach their end, CLUE's margin, whose sign
+# is its verdict, is not told apart from guessing, nor from the length of the answer (12 questions, about 80 answers).
+# Its AUC over all answers owes much to those that break off. The distance to the right average alone (`clue`) does
+# somewhat better and stays far below the mean log-probability, which the model gives for free: at this temperature
+# errors are slips of sampling that the model itself finds improbable. Larger models may err in other ways, so the
+# answer there may differ; run the same controls.

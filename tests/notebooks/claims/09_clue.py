@@ -18,3 +18,5 @@ paired = verification.against[verification.against.metric == "auc"].set_index("s
 assert paired.low["length"] < 0 < paired.high["length"], "nor from the length"
 assert paired.high["log-probability"] < 0
 assert verification.value("log-probability", "auc").low > 0.75
+near = verification.value("clue", "auc").estimate
+assert margin.estimate < near < verification.value("log-probability", "auc").estimate - 0.15
