@@ -160,8 +160,8 @@ def _report(
 
     size = size or max(1, found.scores.size // 4)
     evaluations, curves = {}, {}
-    for scope in SCOPES if knockout is not None else ():
-        if (made := _evaluated(found, knockout, scope, size, random)) is not None:
+    for scope in SCOPES:
+        if knockout is not None and (made := _evaluated(found, knockout, scope, size, random)) is not None:
             evaluations[scope], curves[scope] = made
     study = CircuitStudy(found, evaluations, curves)
     if to is not None:

@@ -235,7 +235,7 @@ def _effect(result: StageResult, head: Head) -> str:
         return "sends nothing"
     one = row.iloc[0]
     low, high = one["effect_ratio_of_means_low"], one["effect_ratio_of_means_high"]
-    return f"effect {one['effect_ratio_of_means']:.3f} [{low:.3f}, {high:.3f}], n={one['n']}"
+    return f"effect {one['effect_ratio_of_means']:.3f} [{low:.3f}, {high:.3f}], n={int(one['n'])}"
 
 
 def _lines(*said: str) -> str:

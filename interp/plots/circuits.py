@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from interp.circuits.curve import FaithfulnessCurve
@@ -217,10 +218,10 @@ def band(x: Sequence[float], low: Sequence[float], high: Sequence[float], colour
     )
 
 
-def error_bars(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> dict[str, object]:
+def error_bars(values: ArrayLike, low: ArrayLike, high: ArrayLike) -> dict[str, object]:
     """Bounds as plotly's distances from the values."""
-    values, low, high = (np.asarray(each, dtype=float) for each in (values, low, high))
-    return {"type": "data", "array": high - values, "arrayminus": values - low, "thickness": 1.5}
+    middle, below, above = (np.asarray(each, dtype=float) for each in (values, low, high))
+    return {"type": "data", "array": above - middle, "arrayminus": middle - below, "thickness": 1.5}
 
 
 def _knocked_out(parameters: Mapping[str, object]) -> str:

@@ -47,6 +47,8 @@ def test_a_circuit_is_shown_with_the_figures_of_the_library_and_its_controls(dra
     size = test.slider(key="size").value
     assert set(study.discovery.roles) <= set(study.discovery.strongest(size))
     assert graph["layout"]["title"]["text"] == "ioi circuit of pocket"
+    roles = {(row.layer, row.head): row.role for row in test.dataframe[0].value.itertuples()}
+    assert roles == study.discovery.roles
     end = study.evaluations["end"]
     assert same(kept, end.plot())
     assert same(curve, faithfulness_plot(study.curves["end"], size))

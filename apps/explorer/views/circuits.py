@@ -54,13 +54,17 @@ def _circuit(found: Mapping[str, Entry]) -> None:
     _facts(discovery)
     size = _size(discovery)
     show.part(_graph, discovery, size, run, st.session_state["circuit"])
+    frame = discovery.frame
+    named = frame.loc[frame["role"] != "", ["role", "layer", "head", "stage", "effect", "low", "high", "n"]]
+    if len(named):
+        show.table(named, f"roles-{run.path}", column_config=EFFECTS)
     with st.expander("Every head at every stage"):
         st.caption(
             "A stage corrupts what one head sends to the heads found before it. Effect: how far that moves the logit "
             "difference, as a share of the way to that of the corrupted prompts. Arrows: attention from one word to "
             "another. Copy: share of words that the head would say after reading them."
         )
-        show.table(discovery.frame, f"heads-{run.path}", column_config=EFFECTS)
+        show.table(frame, f"heads-{run.path}", column_config=EFFECTS)
     st.subheader("How well do these heads explain the task?")
     show.part(_measured, study, size, run)
 
@@ -124,10 +128,15 @@ def selectable(figure: go.Figure) -> go.Figure:
     """The figure, in which a click chooses a point and leaves the others as they are."""
     import plotly.graph_objects as go
 
+    from interp.plots.template import INK
+
     shown = go.Figure(figure)
     for trace in shown.data:
-        opacity = 1 if trace.marker.opacity is None else trace.marker.opacity
-        trace.update(selected={"marker": {"opacity": opacity}}, unselected={"marker": {"opacity": opacity}})
+        look = {
+            "marker": {"opacity": 1 if trace.marker.opacity is None else trace.marker.opacity},
+            "textfont": {"color": trace.textfont.color or INK},
+        }
+        trace.update(selected=look, unselected=look)
     return shown.update_layout(dragmode=False, clickmode="event+select")
 
 
