@@ -93,7 +93,7 @@ class HeadMetric:
         return said
 
     def figure(self) -> go.Figure:
-        """Heat map, layers by heads: a colour a label where it has them, diverging around 0 where there are both signs."""
+        """Heat map, layers by heads: a colour a label where it has any, diverging around 0 where signs differ."""
         from interp.plots.ablation import effect_map
         from interp.plots.heads import head_map, role_map
 
