@@ -30,6 +30,8 @@ RESULTS: Mapping[str, str] = {
     "circuit-reuse": "interp.circuits.reuse:CircuitReuse",
     "circuit-repair": "interp.circuits.repair:Repair",
     "edge-scores": "interp.patching.eap:EdgeScores",
+    "hyperdimensional-probe": "probes.vsa.study:HyperdimensionalProbe",
+    "hyperdimensional-causal": "probes.vsa.causal:CausalCheck",
     "ast-probe": "probes.ast.result:AstStudy",
     "skill-fine-tuning": "interp.skills.finetune:FineTuning",
     "skill-localization": "interp.skills.localize:Localization",

@@ -19,6 +19,10 @@ SMALL = "--sizes train=512,validation=64,test=128,ood=64"
 TUNING = "--steps 150 --batch 16"
 MASK = "--sparsity 0.003 --steps 20"
 SUMS = "-q 60 --max-new-tokens 80"
+HYPERVECTORS = (
+    "--dimensions 256 --ingestions resid_post.1,resid_post.2,resid_post.3,clusters --hidden 256 --epochs 60 "
+    "--keep linear/before/resid_post.3 --half"
+)
 
 COMMANDS: dict[str, str] = {
     "retrieval": "heads score pocket --lengths 256,512 --needles 3 --causal",
@@ -31,6 +35,8 @@ COMMANDS: dict[str, str] = {
     "ioi-circuit": "circuit ioi pocket --prompts 40 --test 24 --random 10",
     "objects-circuit": "circuit colored-objects pocket --prompts 40 --test 24 --random 10",
     "circuit-reuse": "circuit reuse pocket --prompts 40 --test 100 --controls 10",
+    "vsa-analogies": f"probe vsa fit pocket {HYPERVECTORS} --causal resid_post.2",
+    "vsa-key-value": f"probe vsa fit pocket {HYPERVECTORS} --task key-value --moments before,after",
     "ast": "probe ast fit pocket --generated -n 400 --rank 16 --ranks 2,4,8,32",
     "head-importance": "heads ablate pocket --all --gradients --lengths 256 --depths 0,50,100 --needles 4",
     "skill-topic": f"skill localize pocket {{tuned-topic}} --task topic {SMALL} {MASK}",

@@ -12,7 +12,7 @@ import typer
 from interp.cli.console import emit, out, progress, show_facts, show_frame
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
-from interp.errors import BadInput
+from interp.errors import BadInput, choose
 from interp.runs import require_free
 
 if TYPE_CHECKING:
@@ -102,6 +102,15 @@ def fit(
     causal: Annotated[
         str, typer.Option(help="Sites to move states at, such as resid_post.2,resid_post.3.", show_default=False)
     ] = "",
+    keep: Annotated[
+        str,
+        typer.Option(
+            help="Encoders that the run keeps, such as linear/before/last, or none.", show_default="all of them"
+        ),
+    ] = "",
+    half: Annotated[
+        bool, typer.Option("--half", help="Keep their weights in half precision: half the size on disk.")
+    ] = False,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder of the new run.", show_default="runs/MODEL-vsa-TASK")
     ] = None,
@@ -122,7 +131,10 @@ def fit(
     moved = [site.strip() for site in causal.split(",") if site.strip()]
     named = [name.strip() for name in ingestions.split(",") if name.strip()]
     named += [site for site in moved if site not in named]
-    label = next((path.stem for path in given.values() if path is not None), task)
+    source = next((path.stem for path in given.values() if path is not None), "")
+    label = source or task
+    what = "prompts" if prompts else "questions" if squad else "analogies" if analogies else task
+    about = {"task": what, "source": source or "generated"}
     run = to or Path("runs") / f"{Path(model).resolve().name}-vsa-{label}"
     require_free(run)
     for site in moved:
@@ -132,6 +144,7 @@ def fit(
     from probes.vsa.encoder import Training
     from probes.vsa.study import hyperdimensional_probe
 
+    kept = _kept(keep, network, [name.strip() for name in moments.split(",") if name.strip()], named)
     training = Training(hidden=hidden, epochs=epochs, seed=seed) if network else None
     started = datetime.now(timezone.utc)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
@@ -148,11 +161,12 @@ def fit(
             dimensions=dimensions,
             training=training,
             accepted=accepted,
+            about=about,
             seed=seed,
             progress=report,
         )
-    result.save(run, started)
     checks = {site: _check(loaded, asked, result, site) for site in moved}
+    result.keeping(kept).save(run, started, half=half)
     for site, check in checks.items():
         check.save(_causal_run(run, site))
     if json:
@@ -183,6 +197,7 @@ def decode(
         typer.Option(help="Concepts to unbind, such as France,role:d.", show_default="the roles, or those of the text"),
     ] = "",
     top: Annotated[int, typer.Option(help="Concepts to show a query.", min=1)] = 3,
+    figure: Annotated[Path | None, typer.Option(help="Also draw them, as HTML.", show_default=False)] = None,
     device: Device = None,
     dtype: DType = None,
     attention: Attention = None,
@@ -190,20 +205,39 @@ def decode(
     json: Json = False,
 ) -> None:
     """Which concepts are bound in the hidden state of a text, by a fitted probe."""
+    from probes.vsa.reading import read_text
     from probes.vsa.study import HyperdimensionalProbe
 
     result = HyperdimensionalProbe.load(run)
+    if not result.encoders:
+        raise BadInput(f"{run} keeps no encoder: fit one with --keep")
     name = encoder or next(iter(result.encoders))
     result.encoder(name)
     queries = [part.strip() for part in query.split(",") if part.strip()]
     for each in queries:
         result.codebook.index(each)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
-    frame = result.decode(loaded, text, name, queries, top)
+    found = read_text(loaded, result, text, name, queries, top)
+    if figure is not None:
+        found.plot().write_html(figure)
+    said = found.said.frame
     if json:
-        emit({"run": str(run), "encoder": name, "chance_cosine": result.chance, "found": frame.to_dict("records")})
+        about = {"run": str(run), "encoder": name, "chance_cosine": result.chance}
+        emit({**about, "found": found.frame.to_dict("records"), "next_token": said.to_dict("records")})
         return
-    show_frame(f"concepts bound in the state, by {name} (a cosine up to {result.chance:.2f} is chance)", frame)
+    show_frame(f"concepts bound in the state, by {name} (a cosine up to {result.chance:.2f} is chance)", found.frame)
+    show_frame("what the model says next", said.drop(columns="id"))
+
+
+def _kept(keep: str, network: bool, moments: list[str], ingestions: list[str]) -> list[str]:
+    """The encoders to keep, of those that will be fitted. Raises BadInput naming them."""
+    kinds = ("linear", "network") if network else ("linear",)
+    fitted = [f"{kind}/{moment}/{name}" for kind in kinds for moment in moments for name in ingestions]
+    wanted = [] if keep == "none" else [name.strip() for name in keep.split(",") if name.strip()] or fitted
+    for name in wanted:
+        if name not in fitted:
+            raise BadInput(f"--keep {name}: no such encoder will be fitted; {choose(name, (*fitted, 'none'))}")
+    return wanted
 
 
 def _check(loaded: Model, asked: PromptSet, result: HyperdimensionalProbe, site: str) -> CausalCheck:
@@ -241,4 +275,5 @@ def _show(result: HyperdimensionalProbe, checks: dict[str, CausalCheck], run: Pa
     show_frame("held-out prompts (the run has intervals, and right and wrong answers apart)", table)
     for site, check in checks.items():
         show_frame(f"moving {site} towards another concept, and at random", check.frame)
+        show_frame("how much more often the answer follows than at random", check.beyond_random())
     out.print(f"Run: {run}", markup=False, highlight=False, soft_wrap=True)

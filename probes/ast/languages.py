@@ -73,6 +73,8 @@ def parse(code: str, name: str) -> Tree:
         source = code.encode()
     except UnicodeEncodeError as error:
         raise BadInput(f"this is no text: character {error.start + 1} of {code[:60]!r} is half of one") from error
+    if not code.strip():
+        raise BadInput(f"there is no code in {code[:60]!r}")
     root = parser(name).parse(source).root_node
     if _depth(root) > DEEPEST:
         raise BadInput(f"{code[:60]!r} … is nested more than {DEEPEST} levels deep")

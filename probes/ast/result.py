@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 KIND = "ast-probe"
+COLUMNS = frozenset(("series", "site", "rank", "split", "metric", "value", "low", "high", "functions"))
 LABELS_FILE = "labels.json"
 CONTROL = "control."
 """What the names of the controls' probes begin with in a run."""
@@ -181,16 +182,18 @@ class AstStudy:
         width = run.record.model.get("width")
 
         def probe(key: str, site: str) -> AstProbe:
-            projection = run.array(f"projection.{key}", width, None)
+            projection = torch.from_numpy(run.array(f"projection.{key}", width, None))
             rank = projection.shape[1]
-            rest = (run.array(f"offset.{key}", rank), run.array(f"c.{key}", rank, len(labels.c)))
-            parts = (projection, *rest, run.array(f"u.{key}", rank, len(labels.u)))
-            return AstProbe(site, *map(torch.from_numpy, parts), labels, held["orthogonality"][key])
+            shapes = {"offset": (rank,), "c": (rank, len(labels.c)), "u": (rank, len(labels.u))}
+            offset, c, u = (torch.from_numpy(run.array(f"{n}.{key}", *shape)) for n, shape in shapes.items())
+            return AstProbe(site, projection, offset, c, u, labels, held["orthogonality"][key])
 
         controls = {name: probe(f"{CONTROL}{name}", site) for name, site in held["controls"].items()}
         probes = {key: probe(key, key) for key in held["orthogonality"] if not key.startswith(CONTROL)}
         curves, files = run.table("curves"), tuple(held["files"])
         f1 = run.array("f1", len(curves), len(files))
+        if missing := sorted(COLUMNS - set(run.frame)):
+            raise UnreadableFile(f"the table of {path} lacks {', '.join(missing)}")
         parameters = {k: v for k, v in run.record.parameters.items() if k not in ("best", "saturation_rank")}
         return cls(run.frame, run.table("types"), f1, curves, files, probes, run.record.model, parameters, controls)
 

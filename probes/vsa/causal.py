@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 import interp.tracing.edits as edits
-from interp.errors import BadInput
+from interp.errors import BadInput, UnreadableFile
 from interp.heads.scores import model_record
-from interp.runs import Run, save_run
+from interp.runs import Run, load_run, save_run
 from interp.stats import bootstrap_means
 from interp.tasks.analogies import Structure
 from interp.tasks.prompts import PromptSet
@@ -40,6 +40,9 @@ from probes.vsa.encoder import Encoder
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+KIND = "hyperdimensional-causal"
+RANDOM = "random"
+"""The control's direction."""
 STRENGTHS = (0.25, 0.5, 1.0, 2.0)
 """Shares of the norm of the state that it is moved by."""
 
@@ -50,10 +53,12 @@ class CausalCheck:
 
     `frame` has a row for every direction and strength: `follows` is the share of prompts whose next token becomes the
     other concept, `kept` the share that still says the true one, `shift` the mean change of the logit difference
-    other - true; all with bootstrap intervals over prompts. Ablation: a vector is added at the last token.
+    other - true; all with bootstrap intervals over prompts. Ablation: a vector is added at the last token. `outcomes`
+    `[row prompt 3]` are these three of every prompt, means over the random directions.
     """
 
     frame: pd.DataFrame
+    outcomes: np.ndarray
     site: str
     model: Mapping[str, Any]
     parameters: Mapping[str, Any]
@@ -62,24 +67,53 @@ class CausalCheck:
     def __repr__(self) -> str:
         return f"CausalCheck({self.model['name']} at {self.site}: {self.frame.n.max()} prompts)"
 
+    def _repr_html_(self) -> str:
+        return f"<p>{self!r}</p>{self.beyond_random().to_html(index=False)}"
+
+    def beyond_random(self) -> pd.DataFrame:
+        """By direction and strength, how much more often the answer follows than along random directions.
+
+        Paired by prompt, with bootstrap intervals.
+        """
+        rows = self.frame.reset_index(drop=True)
+        random = {strength: i for i, strength in rows.strength[rows.direction == RANDOM].items()}
+        found = []
+        for i, row in rows[(rows.direction != RANDOM) & (rows.strength > 0)].iterrows():
+            gap = self.outcomes[i, :, 0] - self.outcomes[random[row.strength], :, 0]
+            low, high = bootstrap_means(gap[:, None].astype(float))
+            about = {"direction": row.direction, "strength": row.strength, "follows": row.follows}
+            found.append({**about, "difference": gap.mean(), "low": low[0], "high": high[0], "n": len(gap)})
+        return pd.DataFrame(found)
+
     def plot(self) -> go.Figure:
         """How often the answer follows, by strength, beside the random directions."""
         from interp.plots.vsa import causal_curves
 
-        return causal_curves(self.frame)
+        return causal_curves(self.frame, f"{self.model['name']}, {self.site}")
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder."""
         parameters = {**self.parameters, "site": self.site}
         return save_run(
             path,
-            kind="hyperdimensional-causal",
+            kind=KIND,
             parameters=parameters,
             model=self.model,
             seed=self.seed,
             frame=self.frame,
+            arrays={"outcomes": self.outcomes},
             started=started,
         )
+
+    @classmethod
+    def load(cls, path: str | Path) -> CausalCheck:
+        """Read what `save` wrote. Raises UnreadableFile, and BadInput for a run of another kind."""
+        run = load_run(path, KIND)
+        outcomes = run.array("outcomes", len(run.frame), None, 3)
+        about = dict(run.record.parameters)
+        if "site" not in about:
+            raise UnreadableFile(f"{path} does not say where it moved states")
+        return cls(run.frame, outcomes, str(about.pop("site")), run.record.model, about, run.record.seed)
 
 
 def causal_check(
@@ -124,9 +158,10 @@ def causal_check(
     directions = {
         "encoder": [gradient],
         "pattern": [_unit(gradient @ torch.cov(states.mT))],
-        "random": [_unit(torch.randn(states.shape, generator=generator)) for _ in range(draws)],
+        RANDOM: [_unit(torch.randn(states.shape, generator=generator)) for _ in range(draws)],
     }
-    measured = []
+    still = (base * torch.tensor([1, 1, 0])).numpy()
+    measured = {(direction, 0.0): still for direction in directions}
     steps = [(direction, strength) for direction in directions for strength in strengths]
     for number, (direction, strength) in enumerate(steps):
         moved = []
@@ -134,14 +169,14 @@ def causal_check(
             vectors = strength * states.norm(dim=-1, keepdim=True) * unit
             parts = [_moved(model, prompts.tokens[rows], site, vectors[rows], ids[rows]) for rows in chunks]
             moved.append(torch.cat(parts) - base * torch.tensor([0, 0, 1]))
-        measured.append(_row(direction, strength, torch.stack(moved).mean(0).double().numpy()))
+        measured[direction, strength] = torch.stack(moved).mean(0).numpy()
         if progress:
             progress(number + 1, len(steps))
-    still = (base * torch.tensor([1, 1, 0])).double().numpy()
-    measured += [_row(direction, 0.0, still) for direction in directions]
-    frame = pd.DataFrame(measured).sort_values(["direction", "strength"], ignore_index=True)
+    order = sorted(measured)
+    outcomes = np.stack([measured[each] for each in order])
+    frame = pd.DataFrame([_row(*each, measured[each].astype(float)) for each in order])
     parameters = {"prompts": prompts.hash, "draws": draws, "strengths": list(strengths), "ablation": "add"}
-    return CausalCheck(frame, site, model_record(model), parameters, seed)
+    return CausalCheck(frame, outcomes, site, model_record(model), parameters, seed)
 
 
 def concept_gradient(

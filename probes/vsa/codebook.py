@@ -95,11 +95,13 @@ class Codebook:
         """The same concepts with other hypervectors: what is found with it is chance."""
         return Codebook(self.concepts, self.algebra, self.dimensions, self.seed + 1 + seed)
 
-    def plot(self) -> go.Figure:
-        """Cosines between all concepts."""
+    def plot(self, concepts: Sequence[str] = ()) -> go.Figure:
+        """Cosines between concepts, all of them by default. Raises BadInput for one that is not there."""
         from interp.plots.vsa import similarity_map
 
-        return similarity_map(self.algebra.similarity(self.vectors, self.vectors).numpy(), self.concepts)
+        names = tuple(concepts) or self.concepts
+        own = self.vectors[[self.index(name) for name in names]]
+        return similarity_map(self.algebra.similarity(own, own).numpy(), names)
 
     @cached_property
     def _index(self) -> dict[str, int]:

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from interp.errors import BadInput
+from interp.errors import BadInput, UnreadableFile
+from interp.runs import Run
 from probes.vsa.algebra import Algebra
+from probes.vsa.codebook import Codebook
 
 SQUARED = 0.1
 """The paper's weight of the squared error."""
@@ -64,12 +66,17 @@ class Encoder:
 
     `weights` `[in out]` and `biases` `[out]`, one of each for a linear encoder; between layers is a GELU. `epochs` is
     how many were trained until the best one, `cosine` the mean cosine on the validation set.
+
+    `centre` `[component]` is the mean of the training components. Of a MAP bundle of two pairs half the components are
+    ties, which are -1, so that three in four are -1 whatever is bound: the sign of a cautious prediction says nothing,
+    that of its difference from the centre does.
     """
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
     mean: Tensor
     scale: Tensor
+    centre: Tensor
     algebra: Algebra
     cosine: float
     epochs: int = 0
@@ -85,27 +92,48 @@ class Encoder:
         return x @ last[0] + last[1]
 
     def __call__(self, states: np.ndarray | Tensor) -> Tensor:
-        """The hypervector of each state, `[example dimension]`."""
+        """The hypervector of each state, `[example dimension]`: how its prediction differs from the mean."""
+        with torch.no_grad():
+            outputs = self.outputs(torch.as_tensor(states, dtype=torch.float32))
+            return self.algebra.from_components(outputs - self.centre)
+
+    def uncentred(self, states: np.ndarray | Tensor) -> Tensor:
+        """The hypervector of each state as published, `[example dimension]`: the sign of the prediction itself."""
         with torch.no_grad():
             return self.algebra.from_components(self.outputs(torch.as_tensor(states, dtype=torch.float32)))
 
-    def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """The tensors by name, for a run."""
-        parts = {"mean": self.mean, "scale": self.scale}
-        parts |= {f"weight.{i}": weight for i, weight in enumerate(self.weights)}
+    def arrays(self, name: str, half: bool = False) -> dict[str, np.ndarray]:
+        """The tensors by name, for a run; `half` keeps the weights in half precision."""
+        kept = torch.float16 if half else torch.float32
+        parts = {"mean": self.mean, "scale": self.scale, "centre": self.centre}
+        parts |= {f"weight.{i}": weight.to(kept) for i, weight in enumerate(self.weights)}
         parts |= {f"bias.{i}": bias for i, bias in enumerate(self.biases)}
         return {f"{name}.{part}": tensor.numpy() for part, tensor in parts.items()}
 
     @classmethod
-    def from_arrays(
-        cls, name: str, arrays: Mapping[str, np.ndarray], algebra: Algebra, cosine: float, epochs: int
-    ) -> Encoder:
-        """The encoder that `arrays` put down under this name."""
-        start = f"{name}."
-        own = {key.removeprefix(start): torch.tensor(array) for key, array in arrays.items() if key.startswith(start)}
-        depth = sum(part.startswith("weight.") for part in own)
-        weights, biases = (tuple(own[f"{part}.{i}"] for i in range(depth)) for part in ("weight", "bias"))
-        return cls(weights, biases, own["mean"], own["scale"], algebra, cosine, epochs)
+    def from_run(cls, name: str, run: Run, codebook: Codebook, cosine: float, epochs: int) -> Encoder:
+        """The encoder that a run holds under this name. Raises UnreadableFile."""
+        depth = sum(key.startswith(f"{name}.weight.") for key in run.arrays)
+        mean = run.array(f"{name}.mean", None)
+        weights, biases, inputs = [], [], len(mean)
+        for i in range(depth):
+            wanted = codebook.algebra.width(codebook.dimensions) if i == depth - 1 else None
+            weights.append(run.array(f"{name}.weight.{i}", inputs, wanted))
+            inputs = weights[-1].shape[1]
+            biases.append(run.array(f"{name}.bias.{i}", inputs))
+        if not weights:
+            raise UnreadableFile(f"{run.path} has no weights of the encoder {name!r}")
+        scale, centre = run.array(f"{name}.scale", len(mean)), run.array(f"{name}.centre", inputs)
+        return cls(
+            tuple(map(_single, weights)),
+            tuple(map(_single, biases)),
+            _single(mean),
+            _single(scale),
+            _single(centre),
+            codebook.algebra,
+            cosine,
+            epochs,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +195,9 @@ def linear_encoders(data: Examples, algebra: Algebra) -> dict[str, Encoder]:
             weight = basis @ (turned / (values + ridge * len(x))[:, None])
             fits.append((float(_cosine(held @ weight + bias, targets[data.validation])), weight))
         cosine, weight = max(fits, key=lambda fit: fit[0])
-        found[name] = Encoder((weight.float(),), (bias.float(),), mean.float(), scale.float(), algebra, cosine)
+        found[name] = Encoder(
+            (weight.float(),), (bias.float(),), mean.float(), scale.float(), bias.float(), algebra, cosine
+        )
     return found
 
 
@@ -227,12 +257,17 @@ def _train_together(
             tuple(tensor[i, 0] for tensor in final[1::2]),
             mean[i, 0],
             scale[i, 0],
+            y.mean(0).cpu(),
             algebra,
             float(cosine[i]),
             int(at[i]),
         )
         for i, name in enumerate(names)
     }
+
+
+def _single(array: np.ndarray) -> Tensor:
+    return torch.tensor(array, dtype=torch.float32)
 
 
 def _first_weights(

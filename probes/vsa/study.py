@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from interp.errors import BadInput, UnreadableFile, choose
 from interp.heads.scores import model_record
+from interp.next_token import one_row
 from interp.runs import Run, load_run, save_run
 from interp.stats import bootstrap_means
 from interp.tasks.analogies import ROLE, Structure, structures
@@ -39,10 +41,14 @@ Encoding = Literal["pairs", "roles"]
 TOP = (1, 3, 5)
 DRAWS = 5
 """Random codebooks that chance is estimated with."""
+COLUMNS = frozenset(
+    ("method", "moment", "ingestion", "encoder", "decoder", "needs", "subset", "metric", "value", "low", "high", "n")
+)
 NEEDS = {
     "oracle": "target",
     "key": "structure",
     "role": "schema",
+    "uncentred": "structure",
     "last": "text",
     "new": "text",
 }
@@ -54,8 +60,10 @@ class HyperdimensionalProbe:
     """Encoders with everything measured on held-out prompts.
 
     `frame` has a row for every method, moment, ingestion, encoder, decoder, subset (`all`, and by whether the model's
-    own answer was `right` or `wrong`) and metric. `encoders` are by kind, moment and ingestion
-    (`"linear/before/clusters"`). `chance` is the cosine that the best hit in a random codebook exceeds in 1 % of cases.
+    own answer was `right` or `wrong`) and metric. The decoder `uncentred` is that of the structure on the hypervectors
+    as published (`Encoder.uncentred`), of which cosine and binary accuracy are, too. `encoders` are by kind, moment and
+    ingestion (`"linear/before/clusters"`). `chance` is the cosine that the best hit in a random codebook exceeds in 1 %
+    of cases.
     """
 
     frame: pd.DataFrame
@@ -88,37 +96,59 @@ class HyperdimensionalProbe:
             raise BadInput(f"there is no encoder {name!r}; {choose(name, self.encoders)}")
         return self.encoders[name]
 
+    def keeping(self, names: Sequence[str]) -> HyperdimensionalProbe:
+        """The same study with only the named encoders, to be smaller on disk. Raises BadInput as `encoder`."""
+        return replace(self, encoders={name: self.encoder(name) for name in names})
+
     def decode(self, model: Model, text: str, encoder: str, queries: Sequence[str] = (), top: int = 3) -> pd.DataFrame:
         """What the state of one text holds: the `top` concepts after unbinding each query, with their cosines.
 
         Queries are by default the roles of the codebook, or else the concepts that the text mentions, and nothing is
-        unbound where it mentions none. The state is that of the text's last token. Raises BadInput for another model.
+        unbound where it mentions none. The state is that of the text's last token; an encoder of the moment `after`
+        reads the last token of what the model goes on to say. `random` is the cosine that the place has in random
+        codebooks, `beyond` whether the cosine exceeds what 99 % of their best hits stay below. Raises BadInput for
+        another model and an unknown encoder, and as `Model.run`.
         """
         if model.fingerprint != self.model["fingerprint"]:
-            raise BadInput(f"this probe was fitted to {self.model['name']}, whose weights are not those of {model!r}")
-        sites = upper_half(model.spec)
-        states = collect(model, [text], sites)
-        vectors = ingest(states, (encoder.split("/")[2],), self.seed)
-        (predicted,) = self.encoder(encoder)(next(iter(vectors.values())))
+            raise BadInput(
+                f"this probe reads {self.model['name']} ({self.model['fingerprint']}), not {model.spec.name} "
+                f"({model.fingerprint})"
+            )
+        fitted = self.encoder(encoder)
+        _, moment, ingestion = encoder.split("/")
+        row = one_row(model, text)
+        if moment == "after":
+            row += model.generate([row], max_new_tokens=self.parameters.get("answer_tokens", 1)).tokens[0]
+        states = collect(model, [row], upper_half(model.spec))
+        (predicted,) = fitted(next(iter(ingest(states, (ingestion,), self.seed).values())))
         roles = [name for name in self.codebook.concepts if name.startswith(ROLE)]
-        names = queries or roles or mentioned(text, self.codebook)
-        asked: list[tuple[str, ...]] = [(name,) for name in names] or [()]
+        asked: list[tuple[str, ...]] = [(name,) for name in queries or roles or mentioned(text, self.codebook)] or [()]
+        top = min(top, len(self.codebook))
+        others = [self.codebook.random(draw) for draw in range(DRAWS)]
         rows = []
         for query in asked:
-            best = unbound(predicted, query, self.codebook).topk(min(top, len(self.codebook)))
-            for cosine, i in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                rows.append({"query": "".join(query), "concept": self.codebook.concepts[i], "cosine": cosine})
+            best = unbound(predicted, query, self.codebook).topk(top)
+            random = torch.stack([unbound(predicted, query, other).topk(top).values for other in others]).mean(0)
+            for place, (cosine, i) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+                found = {"query": "".join(query), "concept": self.codebook.concepts[i], "cosine": cosine}
+                rows.append({**found, "random": float(random[place]), "beyond": cosine > self.chance})
         return pd.DataFrame(rows)
 
     def plot(self) -> go.Figure:
         """Precision at 1, 3 and 5 of every method, with intervals."""
         from interp.plots.vsa import precision_bars
 
-        return precision_bars(self.frame)
+        return precision_bars(self.frame, self.title)
 
-    def save(self, path: str | Path, started: datetime | None = None) -> Run:
-        """Write a run folder with the encoders in it."""
-        arrays = {key: value for name, one in self.encoders.items() for key, value in one.arrays(name).items()}
+    @property
+    def title(self) -> str:
+        """Model and prompts."""
+        task, source = (str(self.parameters.get(name, "")) for name in ("task", "source"))
+        return " ".join(filter(None, [f"{self.model['name']},", task or "prompts", source and f"({source})"]))
+
+    def save(self, path: str | Path, started: datetime | None = None, *, half: bool = False) -> Run:
+        """Write a run folder with the encoders in it; `half` keeps their weights in half precision."""
+        arrays = {key: value for name, one in self.encoders.items() for key, value in one.arrays(name, half).items()}
         sides = {f"split.{side}": getattr(self.split, side) for side in ("train", "validation", "test")}
         about = {
             "concepts": list(self.codebook.concepts),
@@ -140,20 +170,20 @@ class HyperdimensionalProbe:
 
     @classmethod
     def load(cls, path: str | Path) -> HyperdimensionalProbe:
-        """Read what `save` wrote; raises UnreadableFile."""
-        run = load_run(path)
-        if run.record.kind != KIND:
-            raise UnreadableFile(f"{path} is a run of {run.record.kind}, not of a hyperdimensional probe")
+        """Read what `save` wrote. Raises UnreadableFile, and BadInput for a run of another kind."""
+        run = load_run(path, KIND)
         about = dict(run.record.parameters)
-        algebra = Algebra(about["algebra"])
-        codebook = Codebook(tuple(about.pop("concepts")), algebra, about["dimensions"], about.pop("codebook_seed"))
-        encoders = {
-            name: Encoder.from_arrays(name, run.arrays, algebra, cosine, epochs)
-            for name, (cosine, epochs) in about.pop("encoders").items()
-        }
-        train, validation, test = (run.arrays[f"split.{side}"] for side in ("train", "validation", "test"))
-        sides = Split(train, validation, test, about.pop("dropped"))
-        chance = about.pop("chance_cosine")
+        try:
+            given = (about["algebra"], about["dimensions"], about.pop("codebook_seed"))
+            codebook = Codebook(tuple(about.pop("concepts")), Algebra(given[0]), *given[1:])
+            fits, dropped, chance = about.pop("encoders"), about.pop("dropped"), about.pop("chance_cosine")
+            encoders = {name: Encoder.from_run(name, run, codebook, *fit) for name, fit in fits.items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UnreadableFile(f"{path} does not say what its encoders and codebook are ({error!r})") from error
+        if missing := sorted(COLUMNS - set(run.frame)):
+            raise UnreadableFile(f"the table of {path} lacks {', '.join(missing)}")
+        train, validation, test = (run.array(f"split.{side}", None) for side in ("train", "validation", "test"))
+        sides = Split(train, validation, test, dropped)
         return cls(run.frame, codebook, encoders, sides, chance, run.record.model, about, run.record.seed)
 
 
@@ -169,13 +199,15 @@ def hyperdimensional_probe(
     dimensions: int = DIMENSIONS,
     training: Training | None = STANDARD,
     accepted: float = ACCEPTED,
+    about: Mapping[str, Any] = MappingProxyType({}),
     seed: int = 0,
     chunk: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> HyperdimensionalProbe:
     """Fit encoders on the hidden states of prompts with a known structure, and judge them on held-out ones.
 
-    With `training=None` only the linear encoder is fitted. Pairs that were bound in no training prompt (`by="pair"`)
+    With `training=None` only the linear encoder is fitted. `about` is kept with the parameters, such as the `task` and
+    `source` of the prompts. Pairs that were bound in no training prompt (`by="pair"`)
     cannot be told by an encoder of `"pairs"`: the hypervector of such a pair is unlike all it was trained on, so only
     `"roles"` can generalise to them. Raises BadInput, before any forward pass where it can be known.
     """
@@ -208,6 +240,9 @@ def hyperdimensional_probe(
         "training": None if training is None else training.as_dict(),
         "model_right": float(states.right[sides.test].mean()),
         "targets_seen": judge.seen,
+        "answer_tokens": max(map(len, prompts.answer_tokens)),
+        "example": {"text": prompts.texts[sides.test[0]], **said[sides.test[0]].metadata},
+        **about,
     }
     chance = chance_cosine(codebook, judge.queried(predicted))
     return HyperdimensionalProbe(frame, codebook, encoders, sides, chance, model_record(model), parameters, seed)
@@ -259,14 +294,16 @@ class _Judge:
         truth = self.codebook.algebra.components(self.targets[test])
         for name, encoder in encoders.items():
             kind, moment, ingestion = name.split("/")
-            predicted = encoder(self.states.vectors[moment, ingestion][test])
-            own = self.codebook.algebra.components(predicted)
+            states = self.states.vectors[moment, ingestion][test]
+            predicted, published = encoder(states), encoder.uncentred(states)
+            own = self.codebook.algebra.components(published)
             about = {"method": "hypervector", "moment": moment, "ingestion": ingestion, "encoder": kind}
             quality = {"cosine": torch.cosine_similarity(own, truth, dim=-1)}
             if self.codebook.algebra.binary:
                 quality["binary_accuracy"] = (own == truth).float().mean(-1)
             yield from self.rows({**about, "decoder": "", "needs": ""}, quality)
-            for decoder, cosines in self.decoded(predicted):
+            plain = ("uncentred", by_key(published, self.asked, self.codebook))
+            for decoder, cosines in (*self.decoded(predicted), plain):
                 reached = {"accepted": (cosines.max(-1).values >= self.accepted).float()}
                 yield from self.rows(
                     {**about, "decoder": decoder, "needs": NEEDS[decoder]}, {**self.precisions(cosines), **reached}

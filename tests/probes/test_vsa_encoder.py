@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.linear_model import Ridge
 
-from interp.errors import BadInput
+from interp.errors import BadInput, UnreadableFile
+from interp.runs import save_run
 from interp.tasks.analogies import Structure
 from probes.vsa.algebra import Algebra
 from probes.vsa.codebook import Codebook
@@ -108,15 +112,45 @@ def test_the_linear_encoder_is_scikit_learns_ridge(monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(outputs.numpy(), theirs.predict(scaled), atol=1e-4)
 
 
-def test_an_encoder_survives_its_arrays() -> None:
-    data, _, _ = planted()
+@pytest.mark.parametrize("half", [False, True])
+def test_an_encoder_survives_its_run(tmp_path: Path, half: bool) -> None:
+    data, codebook, _ = planted()
     (encoder,) = list(
         train_encoders(
             Examples({"first": data.states["first"]}, data.targets, data.train, data.validation), MAP, QUICK
         ).values()
     )
-    back = Encoder.from_arrays("x/y", encoder.arrays("x/y"), MAP, encoder.cosine, encoder.epochs)
-    assert torch.equal(back(data.states["first"]), encoder(data.states["first"]))
+    about = {"kind": "encoder", "parameters": {}, "model": {}, "seed": 0, "frame": pd.DataFrame({"a": [1]})}
+    run = save_run(tmp_path / "run", arrays=encoder.arrays("x/y", half), **about)
+    back = Encoder.from_run("x/y", run, codebook, encoder.cosine, encoder.epochs)
+    states = data.states["first"]
+    if half:
+        assert run.arrays["x/y.weight.0"].nbytes == encoder.weights[0].numel() * 2
+        assert float((back(states) == encoder(states)).float().mean()) > 0.99
+    else:
+        assert torch.equal(back(states), encoder(states))
+    with pytest.raises(UnreadableFile, match="no weights of the encoder 'x/z'|no array 'x/z"):
+        Encoder.from_run("x/z", run, codebook, 0.0, 0)
+    with pytest.raises(UnreadableFile, match="has shape"):
+        Encoder.from_run("x/y", run, Codebook(codebook.concepts, MAP, 64), 0.0, 0)
+
+
+def test_what_varies_is_read_and_not_what_every_bundle_shares() -> None:
+    data, codebook, said = planted(noise=2.0)
+    encoder = linear_encoders(data, MAP)["first"]
+    mean = data.targets[data.train].float().mean(0)
+    torch.testing.assert_close(encoder.centre, mean)
+    assert mean.mean() < -0.4  # ties of two bound pairs
+    states = data.states["first"][200:]
+    outputs = encoder.outputs(torch.tensor(states))
+    assert torch.equal(encoder(states), torch.where(outputs > mean, 1.0, -1.0))
+    assert torch.equal(encoder.uncentred(states), torch.where(outputs > 0, 1.0, -1.0))
+
+    def found(vectors: torch.Tensor) -> float:
+        best = by_key(vectors, said[200:], codebook).argmax(-1).tolist()
+        return float(np.mean([codebook.concepts[i] == each.target for i, each in zip(best, said[200:], strict=True)]))
+
+    assert found(encoder(states)) > found(encoder.uncentred(states)) + 0.1
 
 
 def test_the_sum_of_centres_is_scikit_learns_k_means() -> None:

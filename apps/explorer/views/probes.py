@@ -5,11 +5,12 @@ from __future__ import annotations
 import streamlit as st
 
 from apps.explorer import show
-from apps.explorer.views import clue, depth, syntax
+from apps.explorer.views import clue, depth, hyperdimensional, syntax
 
 SECTIONS = {
     "depth": ("By depth", depth.section),
     "syntax": ("Syntax trees", syntax.section),
+    "hyperdimensional": ("Bound concepts (hypervectors)", hyperdimensional.section),
     "clue": ("Right answers (CLUE)", clue.section),
 }
 """By the word in the address: the heading, and what draws it. The first one opens."""

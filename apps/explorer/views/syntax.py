@@ -95,7 +95,8 @@ def _alike(run: Run, study: AstStudy, found: dict[str, Entry], names: list[str])
         "The mean squared cosine of the principal angles between two layers' subspaces: 1 where one holds the other. "
         "Choose a study of another language or seed to compare with."
     )
-    other = show.choose_run("Beside", found, names, "beside")
+    own = str(st.session_state["ast"])
+    other = show.choose_run("Beside", found, [own, *(name for name in names if name != own)], "beside")
     beside: AstStudy = study if other is None or other.path == run.path else result_of(other)
     table = study.similarities(None if beside is study else beside)
     show.figure(alike(table, study.title, beside.title), f"alike-{run.path}")
