@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from html import escape
@@ -129,7 +129,7 @@ class KnobResult:
         )
 
     def _save_items(self, file: Path) -> None:
-        parts = {**self.items, SHOWN: self.form.demonstrations}
+        parts: dict[str, Iterable[ContextItem]] = {**self.items, SHOWN: self.form.demonstrations}
         rows = [{"part": part, **asdict(item)} for part, items in parts.items() for item in items]
         pd.DataFrame(rows).to_parquet(file, index=False)
 

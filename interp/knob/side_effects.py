@@ -61,8 +61,15 @@ class SideEffects:
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder. Raises UnwritableOutput."""
-        about = {"kind": KIND, "parameters": self.parameters, "model": self.model, "seed": self.seed}
-        return save_run(path, **about, frame=self.frame, started=started)
+        return save_run(
+            path,
+            kind=KIND,
+            parameters=self.parameters,
+            model=self.model,
+            seed=self.seed,
+            frame=self.frame,
+            started=started,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> SideEffects:

@@ -101,7 +101,16 @@ def test_a_shared_address_opens_on_its_question_and_value(draw, knob):
     assert test.slider(key="value").value == pytest.approx(knob.knob.values["context"])
 
 
-@pytest.mark.parametrize("prompt", [HOSTILE, "word " * 10_000, " ", "**bold** :red[x] $y$"])
+def test_a_prompt_of_ones_own_is_in_the_address(draw, knob):
+    test = draw("subspaces", **{"question": "one of my own", "own-prompt": "The city of Graz is in"})
+    assert not test.error
+    assert test.text_area(key="own-prompt").value == "The city of Graz is in"
+    assert generations(test)[0].startswith("Austria")
+    test.text_area(key="own-prompt").set_value("").run()
+    assert not test.exception
+
+
+@pytest.mark.parametrize("prompt", [HOSTILE, "word " * 10_000, " **bold** :red[x] $y$"])
 def test_a_typed_prompt_is_text_and_answered_or_refused(draw, prompt):
     test = draw("subspaces", question="one of my own", state={"own-prompt": prompt})
     assert not test.exception
@@ -110,7 +119,7 @@ def test_a_typed_prompt_is_text_and_answered_or_refused(draw, prompt):
     if long:
         assert "2048" in test.error[0].value
     else:
-        assert prompt.strip() in [text.value for text in test.text] or not prompt.strip()
+        assert prompt.strip() in [text.value for text in test.text]
         assert len(charts(test)) == 5
     html = "".join(element.proto.body for element in test.get("html")) + json.dumps(charts(test))
     assert "<script" not in html

@@ -139,8 +139,14 @@ def _side_by_side(run: Run, result: KnobResult, loaded: Model) -> None:
     chosen = st.selectbox(
         "Prompt, which does not say what to follow", [*options, OWN], key="question", bind="query-params"
     )
-    asked: int | str = options.index(chosen) if chosen in options else _own_prompt(prompts.texts[0])
-    st.text(asked if isinstance(asked, str) else prompts.texts[asked])
+    asked: int | str
+    if chosen == OWN:
+        proposed = prompts.texts[0]
+        asked = str(st.text_area("Your prompt", proposed, 140, CHARACTERS, key="own-prompt", bind="query-params"))
+        st.text(asked)
+    else:
+        asked = options.index(chosen)
+        st.text(prompts.texts[asked])
     value = _value(result)
     steering = _steered(
         loaded, loaded.fingerprint, str(run.path), run.record.finished, result.knob, prompts, asked, value
@@ -163,12 +169,6 @@ def _side_by_side(run: Run, result: KnobResult, loaded: Model) -> None:
     show.figure(steering.plot(), "steering")
     with st.expander(f"All {len(steering.controls)} random directions"):
         show.table(steering.frame, "steering-table")
-
-
-def _own_prompt(proposed: str) -> str:
-    if not st.session_state.get("own-prompt"):
-        st.session_state["own-prompt"] = st.query_params.get("own-prompt", proposed)
-    return str(st.text_area("Your prompt", key="own-prompt", height=140, max_chars=CHARACTERS, bind="query-params"))
 
 
 def _value(result: KnobResult) -> float:
