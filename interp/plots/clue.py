@@ -29,7 +29,7 @@ def projections(scored: Scored) -> go.Figure:
     The axes leave out what lies beyond three times the distance between the quartiles; a double click shows it.
     """
     figure = go.Figure()
-    for kind, colour, rows in _kinds(scored):
+    for kind, colour, rows in [*_kinds(scored)][::-1]:  # right ones on top: many are the same text at the same place
         frame = scored.frame[rows]
         figure.add_scatter(
             x=scored.projection[rows, 0],
@@ -130,7 +130,7 @@ def aucs(verification: Verification) -> go.Figure:
         yaxis={
             "tickvals": list(places.values()),
             "ticktext": names,
-            "title": "score",
+            "title": {"text": "score", "standoff": 12},
             "automargin": True,
             "zeroline": False,
         },
@@ -260,7 +260,7 @@ def picks(ranking: Ranking, k: int) -> go.Figure:
         template=TEMPLATE,
         title="What is picked, beside what needs no hidden state",
         xaxis_title="share of questions answered right, 95 % interval",
-        yaxis={"title": "way of picking", "automargin": True},
+        yaxis={"title": {"text": "way of picking", "standoff": 12}, "automargin": True},
         height=160 + 32 * len(names),
     )
 

@@ -25,7 +25,7 @@ def made() -> Scored:
 
 
 def test_deltas_lie_where_they_are_projected_and_centroids_as_far_apart_as_they_are(made: Scored) -> None:
-    right, wrong, success, failure = made.plot().data
+    wrong, right, success, failure = made.plot().data
     correct = made.correct
     np.testing.assert_array_equal(right.x, made.projection[correct, 0])
     np.testing.assert_array_equal(wrong.y, made.projection[~correct, 1])
