@@ -162,4 +162,6 @@ def _show(result: Pruning, run: Path, saved: dict[str, Any] | None, json: bool) 
             f"Model: {saved['folder']} ({saved['parameters']:,} of {saved['parameters_before']:,} parameters, logits "
             f"within {saved['max_difference']:.1e} of the gated model's)"
         )
+        if (Path(saved["folder"]) / "compaction.json").is_file():
+            lines.append("       Its layers have other numbers of heads: kernels.compaction.load_compacted reads it.")
     out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -32,4 +32,6 @@ def head_scatter(frame: pd.DataFrame, x: str, y: str, title: str = "") -> go.Fig
             hovertemplate=hover,
         )
     figure.update_layout(template=TEMPLATE, title=literal(title), xaxis_title=x, yaxis_title=y)
+    figure.update_xaxes(title_standoff=10, automargin=True)
+    figure.update_yaxes(title_standoff=10, automargin=True)
     return figure

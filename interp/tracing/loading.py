@@ -22,6 +22,7 @@ from interp.tracing.model import Model
 from interp.tracing.spec import ModelSpec
 from interp.tracing.structure import count, recognise
 from kernels import integration
+from kernels.compaction import PLAN_FILE
 from kernels.errors import UnsupportedRequest
 
 BACKENDS = {
@@ -233,6 +234,11 @@ def _resolve(name: str) -> str:
         return name
     if not (folder / "config.json").is_file():
         raise ModelNotLoadable(f"{name} holds no config.json, so it is not a model folder")
+    if (folder / PLAN_FILE).is_file():
+        raise ModelNotLoadable(
+            f"{name} holds a pruned model with other heads in every layer ({PLAN_FILE}), whose heads have no common "
+            "numbers; kernels.compaction.load_compacted reads it as a transformers model"
+        )
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
         held = (

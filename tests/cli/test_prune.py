@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import interp as workbench
 from interp.cli import prune
+from interp.errors import ModelNotLoadable
+from interp.heads.pruning import Pruning, save_pruned
 from interp.runs import load_run
 from kernels.compaction import load_compacted
 
@@ -60,6 +64,26 @@ def test_the_saved_model_is_smaller_and_says_what_the_pruned_one_says(
     assert sum(p.numel() for p in model.parameters()) == saved["parameters"]
     assert (model(ids).logits - whole(ids).logits).abs().max() > 1e-5
     assert (small / "tokenizer.json").is_file()
+
+
+def test_a_saved_model_with_as_many_heads_in_every_layer_is_loaded_as_any_other(
+    random_llama: Path, tmp_path: Path
+) -> None:
+    model, ids = workbench.load(random_llama), torch.arange(20)[None]
+    order = ((0, 0), (0, 1), (1, 2), (1, 3))
+    edits = [workbench.zero(f"z.{layer}.{head}") for layer, head in order]
+    gated = model.run(ids, edits=edits, logits="all").logits
+    save_pruned(model, Pruning(pd.DataFrame(), order, {}, {}), tmp_path / "small")
+    small = workbench.load(tmp_path / "small")
+    assert (small.spec.heads, small.spec.kv_heads) == (2, 1)
+    torch.testing.assert_close(small.run(ids, logits="all").logits, gated, rtol=1e-4, atol=1e-5)
+
+
+def test_one_with_other_heads_in_every_layer_says_what_reads_it(random_llama: Path, tmp_path: Path) -> None:
+    model = workbench.load(random_llama)
+    save_pruned(model, Pruning(pd.DataFrame(), ((0, 0), (0, 1)), {}, {}), tmp_path / "small", allow_plan_file=True)
+    with pytest.raises(ModelNotLoadable, match="load_compacted reads it"):
+        workbench.load(tmp_path / "small")
 
 
 def test_an_interrupted_pruning_goes_on_where_it_stopped(
