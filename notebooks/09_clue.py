@@ -73,8 +73,8 @@ print(every)
 # %% [markdown]
 # ## What are those far points?
 #
-# That looks like something. But before the baselines, look at the far points of the picture. Answers by whether they
-# are right and whether they reach the word `Answer:`, with their mean distances to the two averages:
+# Before this number is trusted, look at the far points of the picture. Here are the answers by whether they are right
+# and whether they reach the word `Answer:`, with their mean distances to the two averages:
 
 # %%
 kinds = scored.frame.groupby(["correct", "end_found"])[["to_success", "to_failure"]]
@@ -119,7 +119,7 @@ verification.plot()
 # %% [markdown]
 # **In `pocket` they hardly can, at least not this way.** Among answers that reach their end, CLUE's margin, whose sign
 # is its verdict, is not told apart from guessing, nor from the length of the answer (12 questions, about 80 answers).
-# Its AUC over all answers owes much to those that break off. The distance to the right average alone (`clue`) does
-# somewhat better and stays far below the mean log-probability, which the model gives for free: at this temperature
-# errors are slips of sampling that the model itself finds improbable. Larger models may err in other ways, so the
-# answer there may differ; run the same controls.
+# Over all answers its AUC is higher, for those that break off are wrong and lie far out. The distance to the right
+# average alone (`clue`) does somewhat better and stays far below the mean log-probability, which the model gives for
+# free: at this temperature errors are slips of sampling that the model itself finds improbable. Larger models may err
+# in other ways, so the answer there may differ; run the same controls.
