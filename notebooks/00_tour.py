@@ -23,7 +23,9 @@ model
 # model = interp.load("openai-community/gpt2", attention="workbench")  # or "meta-llama/Llama-3.2-1B"
 # ```
 #
-# The prompts below stay, but GPT-2 was never trained to look numbers up, so heads other than these will matter.
+# The rest stays. Below, take two prompts with the same number of tokens (the table says how many each has), and read
+# the layers of the heads that you find. GPT-2 was not trained to look numbers up: if it finds none, no head gets a
+# score, and the error says so.
 
 # %% [markdown]
 # ## One prompt
@@ -34,8 +36,8 @@ model
 from interp.tasks.needle import needle_prompts
 
 prompts = needle_prompts(model.tokenizer, lengths=[128], depths=[50], n_needles=4)
-prompt = prompts[0]
-prompt
+prompt, other = prompts[0], prompts[1]
+prompts
 
 # %% [markdown]
 # What does the model say next? Probabilities of the most probable next tokens:
@@ -87,7 +89,7 @@ attention.plot("distance")
 # another number.
 
 # %%
-donor = model.run(prompts[1], read=["z.2"])
+donor = model.run(other, read=["z.2"])
 donor
 
 # %%

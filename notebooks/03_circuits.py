@@ -18,8 +18,9 @@ needles = needle_prompts(model.tokenizer, [256], [10, 50, 90], n_needles=4)
 sentences
 
 # %% [markdown] tags=["another-model"]
-# **With GPT-2 or Llama** change this cell. They know the general sentences, have more heads (take a larger circuit
-# below), and may find no needle: copying random words (`interp.tasks.copying.copy_prompts`) is then the second task.
+# **With GPT-2 or Llama** change this cell. They know the general sentences and have more heads, so the path patching
+# takes minutes. Their circuit has other roles (`ioi.by_role` lists them): choose from those in the last study. A
+# model that finds no number can copy random words instead (`interp.tasks.copying.copy_prompts`).
 #
 # ```python
 # model, style = interp.load("openai-community/gpt2"), "general"  # or "meta-llama/Llama-3.2-1B"
