@@ -34,9 +34,10 @@ PAGES = {
     "export": (export.page, "Export"),
     "doctor": (doctor.page, "Doctor"),
 }
-# On a phone a figure keeps a width at which it can be read, and is moved sideways.
-NARROW = """
+# Less room above the title; on a phone a figure keeps a width at which it can be read, and is moved sideways.
+STYLE = """
 <style>
+[data-testid="stMainBlockContainer"] { padding-top: 3rem; }
 @media (max-width: 640px) {
   [data-testid="stElementContainer"]:has([data-testid="stPlotlyChart"]) { overflow-x: auto; }
   [data-testid="stFullScreenFrame"]:has([data-testid="stPlotlyChart"]) { min-width: 720px; }
@@ -48,7 +49,7 @@ NARROW = """
 def main() -> None:
     """Draw the page that the address asks for."""
     st.set_page_config(page_title="interp explorer", layout="wide")
-    st.html(NARROW)
+    st.html(STYLE)
     pages = {path: st.Page(page, title=title, url_path=path) for path, (page, title) in PAGES.items()}
 
     @show.page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,9 +62,8 @@ def lacking_for_pictures() -> str:
     """What is missing here for PNG and SVG, as a sentence; "" where nothing is."""
     if find_spec("kaleido") is None:
         return "PNG and SVG need kaleido, which is not installed: pip install 'interp-workbench[explorer]'"
-    from choreographer.browsers.chromium import Chromium
-
-    if Chromium.find_browser(skip_local=False) is None:
+    browsers = import_module("choreographer.browsers.chromium")  # what kaleido looks for a browser with
+    if browsers.Chromium.find_browser(skip_local=False) is None:
         return (
             "PNG and SVG are drawn by Chrome or Chromium, and none was found: install one, or name it in the variable "
             "BROWSER_PATH, or write .html, whose toolbar saves pictures"
@@ -72,8 +72,7 @@ def lacking_for_pictures() -> str:
 
 
 def _picture(figure: go.Figure, form: str, width: int | None, height: int | None, scale: float) -> bytes:
-    import kaleido
-
+    kaleido = import_module("kaleido")  # optional, and without types
     size = {"width": width or figure.layout.width or 700, "height": height or figure.layout.height or 500}
     try:
         # without MathJax, which would be fetched from the network

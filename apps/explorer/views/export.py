@@ -104,9 +104,9 @@ def _table(run: Run, name: str) -> None:
     frame = run.table(which)
     file = name if which == "table" else f"{name}-{which}"
     st.caption(f"{len(frame):,} rows of {len(frame.columns)} columns: {show.text(', '.join(map(str, frame)))}")
-    left, right = st.columns(2)
-    left.download_button("CSV", lambda: frame.to_csv(index=False).encode(), f"{file}.csv", "text/csv", key="csv")
-    right.download_button(
+    row = st.container(horizontal=True)
+    row.download_button("CSV", lambda: frame.to_csv(index=False).encode(), f"{file}.csv", "text/csv", key="csv")
+    row.download_button(
         "Parquet", (run.path / f"{which}.parquet").read_bytes, f"{file}.parquet", PARQUET, key="parquet"
     )
 
@@ -125,8 +125,9 @@ def _figures(run: Run, name: str) -> None:
         st.info(f"{show.text(lacking)}. On any page, the camera above a figure saves it as SVG.")
     for what, drawn in figures.items():
         file = f"{name}-{what.replace(' ', '-')}"
-        for column, (suffix, mime) in zip(st.columns(len(FIGURES)), FIGURES.items(), strict=True):
-            column.download_button(
+        row = st.container(horizontal=True)
+        for suffix, mime in FIGURES.items():
+            row.download_button(
                 f"{what}: {suffix[1:].upper()}",
                 partial(figure_bytes, drawn, suffix),
                 f"{file}{suffix}",
