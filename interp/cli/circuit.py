@@ -25,6 +25,7 @@ from interp.cli.circuit_options import (
     is_bundled,
 )
 from interp.cli.console import emit, out, progress, say, show_facts, show_frame
+from interp.cli.edges import edges
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
 from interp.cli.reuse import reuse
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 
 app.command("reuse")(reuse)
+app.command("edges")(edges)
 
 SCOPES = ("end", "everywhere")
 """Where heads outside the circuit are knocked out: at the last position, and at every one."""

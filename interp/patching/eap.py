@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Method = Literal["eap", "eap-ig"]
+Progress = Callable[[int, int], None] | None
 METHODS: tuple[Method, ...] = ("eap", "eap-ig")
 IG_STEPS = 5
 """Points on the line that EAP-IG's README and the MIB benchmark use."""
@@ -52,6 +53,8 @@ class EdgeScores:
 
     Both are `[source destination]` in the order of `shape`; an edge that supports the behaviour is negative where the
     metric is one to keep high. `change` is what corrupting everything does to the metric of each prompt, `[prompt]`.
+    `control` are the scores under the answers of other prompts, where they were asked for: how large scores are that
+    have nothing to do with the behaviour.
     """
 
     method: Method
@@ -62,6 +65,7 @@ class EdgeScores:
     change: np.ndarray
     model: Mapping[str, Any]
     parameters: Mapping[str, Any]
+    control: np.ndarray | None = None
 
     def __repr__(self) -> str:
         return f"EdgeScores({self.method} of {self.metric} on {self.model['name']}: {self.shape.edges.sum()} edges)"
@@ -72,13 +76,14 @@ class EdgeScores:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row an edge, the largest first: source, destination, score, standard error, n."""
+        """One row an edge, the largest first: source, destination, score, standard error, control if any, n."""
         s, d = np.nonzero(self.shape.edges)
         columns = {
             "source": np.array(self.shape.sources)[s],
             "destination": np.array(self.shape.destinations)[d],
             "score": self.scores[s, d],
             "standard_error": self.standard_errors[s, d],
+            **({} if self.control is None else {"control": self.control[s, d]}),
             "n": self.n,
         }
         return pd.DataFrame(columns).sort_values("score", key=np.abs, ascending=False, kind="stable", ignore_index=True)
@@ -110,7 +115,12 @@ class EdgeScores:
             model=self.model,
             seed=0,
             frame=self.frame,
-            arrays={"scores": self.scores, "standard_errors": self.standard_errors, "change": self.change},
+            arrays={
+                "scores": self.scores,
+                "standard_errors": self.standard_errors,
+                "change": self.change,
+                **({} if self.control is None else {"control": self.control}),
+            },
             files={"importances.pt": self.graph().to_pt},
             started=started,
         )
@@ -123,7 +133,9 @@ class EdgeScores:
         method, metric, parallel = (parameters.pop(name) for name in ("method", "metric", "parallel"))
         shape = GraphShape(*run.heads, run.record.model["width"], parallel)
         scores, errors = (run.array(name, *shape.edges.shape) for name in ("scores", "standard_errors"))
-        return cls(method, metric, shape, scores, errors, run.array("change", None), run.record.model, parameters)
+        control = run.array("control", *shape.edges.shape) if "control" in run.arrays else None
+        change = run.array("change", None)
+        return cls(method, metric, shape, scores, errors, change, run.record.model, parameters, control)
 
 
 def edge_scores(
@@ -134,7 +146,7 @@ def edge_scores(
     method: Method = "eap",
     steps: int = IG_STEPS,
     batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
 ) -> EdgeScores:
     """Score every edge between the input, heads, MLPs and logits; `eap-ig` takes `steps` gradients.
 

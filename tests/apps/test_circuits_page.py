@@ -7,12 +7,15 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from apps.explorer.settings import samples_folder
 from apps.explorer.views.circuits import selectable
 from interp.circuits.reuse import CircuitReuse
 from interp.circuits.study import CircuitStudy
+from interp.patching.eap import EdgeScores
+from interp.patching.eap_graph import GraphShape
 from interp.plots.circuit_graph import circuit_graph
 from interp.plots.circuit_reuse import overlap_map
 from interp.plots.circuits import faithfulness_plot
@@ -134,6 +137,20 @@ def test_a_repair_is_shown_before_and_after_beside_random_heads(draw, reuse, own
         assert frame.accuracy[1] > random.max()
 
 
+def test_edges_are_shown_beside_the_answers_of_other_prompts(draw, own, study):
+    shape = GraphShape(2, 3, 8)
+    drawn = np.random.default_rng(0).normal(size=(3, *shape.edges.shape)) * shape.edges
+    model = {**study.discovery.model, "layers": 2, "heads": 3, "width": 8}
+    scores = EdgeScores("eap", "logit_difference", shape, drawn[0], abs(drawn[1]), np.ones(4), model, {}, drawn[2] / 9)
+    scores.save(own / "edges")
+    test = draw("circuits", model="none", view="edges")
+    assert not test.exception
+    assert not test.error
+    assert same(charts(test)[0], scores.plot())
+    assert f"no score is larger than {abs(drawn[2] / 9).max():.3g}; the largest for the right ones" in said(test)
+    assert test.dataframe[0].value.control[0] == pytest.approx(scores.frame.control[0])
+
+
 def damaged_curve(folder):
     from safetensors.numpy import load_file, save
 
@@ -152,7 +169,24 @@ def half_a_table(folder):
     file.write_bytes(file.read_bytes()[:100])
 
 
-@pytest.mark.parametrize("damage", [damaged_curve, no_stages, half_a_table])
+def no_such_component(folder):
+    record = json.loads((folder / "run.json").read_text())
+    record["parameters"]["stages"][0]["stage"]["component"] = "<b>"
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def no_such_head(folder):
+    record = json.loads((folder / "run.json").read_text())
+    record["parameters"]["stages"][0]["found"][0] = [90, 1, "mover"]
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def no_score(folder):
+    table = pd.read_parquet(folder / "end-minimality.parquet")
+    table.drop(columns="score").to_parquet(folder / "end-minimality.parquet")
+
+
+@pytest.mark.parametrize("damage", [damaged_curve, no_stages, half_a_table, no_such_component, no_such_head, no_score])
 def test_a_damaged_run_is_a_sentence_and_leaves_the_page_standing(draw, own, damage):
     damage(shutil.copytree(SAMPLES / "ioi-circuit", own / "broken"))
     test = draw("circuits", model="none", circuit="runs/broken")
@@ -170,6 +204,7 @@ def test_without_such_runs_the_page_names_the_command_that_makes_one(draw, monke
         ("one circuit", "circuit ioi"),
         ("two circuits", "circuit reuse"),
         ("repair", "circuit reuse"),
+        ("edges", "circuit edges"),
     ):
         test = draw("circuits", model="none", view=view)
         assert not test.exception

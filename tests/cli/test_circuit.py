@@ -12,6 +12,7 @@ import pytest
 
 from interp.circuits.reuse import CircuitReuse
 from interp.circuits.study import CircuitStudy
+from interp.patching.eap import EdgeScores
 from interp.runs import load_run
 
 Interp = Callable[..., Any]
@@ -86,9 +87,26 @@ def test_heads_to_force_can_be_named(interp: Interp) -> None:
     assert [row["heads"] for row in done.json["repair"]] == ["", "2.2 3.1", "2.2", "3.1"]
 
 
+def test_edges_are_scored_beside_other_answers_and_written(interp: Interp, tmp_path: Path) -> None:
+    run = tmp_path / "edges"
+    done = interp("circuit", "edges", "pocket", "--n", 4, "--method", "eap", "--out", run, "--json")
+    assert done.code == 0
+    document = done.json
+    saved = EdgeScores.load(run)
+    assert [edge["score"] for edge in document["edges"]] == pytest.approx(saved.frame["score"].tolist())
+    assert document["change"] < 0  # corrupting the subject takes the answer's lead away
+    assert abs(saved.scores).max() > 3 * abs(saved.control).max()
+    alone = interp("circuit", "edges", "pocket", "--n", 2, "--method", "eap", "--no-control")
+    assert alone.code == 0
+    assert "other answers" not in alone.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("edges", "pocket", "--metric", "accuracy"), "accuracy"),
+        (("edges", "pocket", "--metric", "logit,probability"), "one metric"),
+        (("edges", "pocket", "--task", "no-such-file"), "neither a prompt file"),
         (("reuse", "pocket", "--force", "2-2"), "is not a list of heads"),
         (("ioi", "pocket", "--style", "general", "--prompts", "1"), "prompts"),
         (("colored-objects", "pocket", "--style", "title"), "title-case colors"),

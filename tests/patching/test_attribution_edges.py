@@ -16,6 +16,7 @@ import interp
 from interp.errors import BadInput, UnreadableFile, UnsupportedArchitecture
 from interp.metrics import accuracy, kl, logit_difference
 from interp.patching.eap import EdgeScores, edge_scores
+from interp.patching.eap_control import strangers, with_control
 from interp.patching.eap_graph import EdgeGraph, GraphShape, read_graph
 from tests.families import DECODERS, build
 from tests.patching.edges_by_hand import double_llama, run
@@ -189,6 +190,24 @@ def test_scores_read_back_are_those_that_were_saved(eap: EdgeScores, tmp_path: P
     assert (again.shape, again.method, again.metric) == (eap.shape, eap.method, eap.metric)
     assert again.parameters == eap.parameters
     np.testing.assert_array_equal(again.change, eap.change)
+
+
+def test_the_control_scores_the_answers_of_other_prompts(llama: nn.Module, eap: EdgeScores, tmp_path: Path) -> None:
+    others = strangers(PAIRS, seed=1)
+    assert sorted(others.answer_tokens) == sorted(PAIRS.answer_tokens)
+    assert others.tokens == PAIRS.tokens
+    whole = list(zip(PAIRS.answer_tokens, PAIRS.distractor_tokens, strict=True))
+    drawn = [whole.index(pair) for pair in zip(others.answer_tokens, others.distractor_tokens, strict=True)]
+    assert all(own != other for own, other in enumerate(drawn))
+    model = interp.wrap(llama)
+    both = with_control(model, PAIRS, METRIC, eap, seed=1)
+    np.testing.assert_allclose(both.control, edge_scores(model, others, METRIC).scores, rtol=1e-6)
+    np.testing.assert_array_equal(both.scores, eap.scores)
+    again = EdgeScores.load(both.save(tmp_path / "run").path)
+    pd.testing.assert_frame_equal(again.frame, both.frame)
+    assert "control" in again.frame
+    with pytest.raises(BadInput, match="two or more"):
+        strangers(PAIRS[:1])
 
 
 @pytest.mark.parametrize("suffix", ["json", "pt"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import streamlit as st
 
 from apps.explorer import show
-from apps.explorer.catalogue import Entry
-from apps.explorer.results import result_of
+from apps.explorer.results import read, result_of
 from apps.explorer.selection import picked
 from interp.runs import Run
 
@@ -21,35 +20,14 @@ if TYPE_CHECKING:
     from interp.circuits.repair import Repair
     from interp.circuits.reuse import CircuitReuse
     from interp.circuits.study import CircuitStudy
+    from interp.patching.eap import EdgeScores
 
 PERCENT = "{:.0%}".format
 SHARES = st.column_config.NumberColumn(format="%.3f")
 EFFECTS = dict.fromkeys(("effect", "low", "high", "copy", "anti_copy"), SHARES)
 
 
-@show.page
-def page() -> None:
-    st.title("Circuits")
-    views = {"one circuit": _circuit, "two circuits": _overlap, "repair": _repair}
-    show.refuse_unknown("view", list(views), "view")
-    view = st.segmented_control(
-        "View",
-        list(views),
-        default="one circuit",
-        required=True,
-        key="view",
-        bind="query-params",
-        label_visibility="collapsed",
-    )
-    show.part(views[str(view)], show.catalogue())
-
-
-def _circuit(found: Mapping[str, Entry]) -> None:
-    names = _of_kind(found, "circuit")
-    run = show.choose_run("Circuit", found, names, "circuit", "No circuit is saved yet: interp circuit ioi.")
-    if run is None:
-        return
-    study: CircuitStudy = result_of(run)
+def _study(study: CircuitStudy, run: Run) -> None:
     discovery = study.discovery
     _facts(discovery)
     size = _size(discovery)
@@ -165,6 +143,7 @@ def _measured(study: CircuitStudy, size: int, run: Run) -> None:
         required=True,
         key="scope",
         bind="query-params",
+        format_func=show.text,
         help="end: at the last position, where the answer is read. everywhere: at every position.",
     )
     evaluation, curve = study.evaluations[str(scope)], study.curves[str(scope)]
@@ -205,12 +184,7 @@ def _kept(evaluation: CircuitEvaluation) -> None:
     st.text(sentence + controls)
 
 
-def _overlap(found: Mapping[str, Entry]) -> None:
-    names = _of_kind(found, "circuit-reuse")
-    run = show.choose_run("Comparison", found, names, "reuse", "No comparison is saved yet: interp circuit reuse.")
-    if run is None:
-        return
-    reuse: CircuitReuse = result_of(run)
+def _overlap(reuse: CircuitReuse, run: Run) -> None:
     for discovery in (reuse.a, reuse.b):
         _warn_without_contrast(discovery)
     show.figure(reuse.plot(), f"overlap-{run.path}")
@@ -247,13 +221,8 @@ def _shared(reuse: CircuitReuse, share: float, run: Run) -> None:
     show.table(reuse.members(share), f"members-table-{run.path}")
 
 
-def _repair(found: Mapping[str, Entry]) -> None:
-    names = [*_of_kind(found, "circuit-repair"), *_of_kind(found, "circuit-reuse")]
-    run = show.choose_run("Repair", found, names, "repair", "No repair is saved yet: interp circuit reuse.")
-    if run is None:
-        return
-    result = result_of(run)
-    repair: Repair | None = result if run.record.kind == "circuit-repair" else result.repair
+def _repair(result: Repair | CircuitReuse, run: Run) -> None:
+    repair = getattr(result, "repair", result)
     if repair is None:
         st.info("This comparison was made without a repair (--test 0, or no head to force).")
         return
@@ -276,5 +245,56 @@ def _repair(found: Mapping[str, Entry]) -> None:
     show.table(frame, f"conditions-{run.path}")
 
 
-def _of_kind(found: Mapping[str, Entry], kind: str) -> list[str]:
-    return [name for name, entry in found.items() if entry.run and entry.run.record.kind == kind]
+def _edges(scores: EdgeScores, run: Run) -> None:
+    st.caption(
+        "An edge carries what one head or MLP writes into the input of a later one alone. Its score estimates, from "
+        "gradients, how the metric changes when that is replaced by what is written on the corrupted prompt."
+    )
+    if scores.control is not None:
+        st.text(
+            f"With the answers of other prompts, which these edges cannot know, no score is larger than "
+            f"{abs(scores.control).max():.3g}; the largest for the right ones is {abs(scores.scores).max():.3g} "
+            f"(n = {scores.n} prompts)."
+        )
+    show.figure(scores.plot(), f"edges-{run.path}")
+    show.table(scores.frame, f"edge-table-{run.path}")
+
+
+class View(NamedTuple):
+    """One way to look at runs of some kinds: their name in the address, what is said without any, what draws one."""
+
+    kinds: tuple[str, ...]
+    key: str
+    none: str
+    draw: Callable[[Any, Run], None]
+
+
+VIEWS = {
+    "one circuit": View(("circuit",), "circuit", "No circuit is saved yet: interp circuit ioi.", _study),
+    "two circuits": View(("circuit-reuse",), "reuse", "No comparison is saved yet: interp circuit reuse.", _overlap),
+    "repair": View(
+        ("circuit-repair", "circuit-reuse"), "repair", "No repair is saved yet: interp circuit reuse.", _repair
+    ),
+    "edges": View(("edge-scores",), "edges", "No edges are scored yet: interp circuit edges.", _edges),
+}
+
+
+@show.page
+def page() -> None:
+    st.title("Circuits")
+    show.refuse_unknown("view", list(VIEWS), "view")
+    chosen = st.segmented_control(
+        "View",
+        list(VIEWS),
+        default="one circuit",
+        required=True,
+        key="view",
+        bind="query-params",
+        label_visibility="collapsed",
+    )
+    view, found = VIEWS[str(chosen)], show.catalogue()
+    runs = {name: entry.run for name, entry in found.items() if entry.run is not None}
+    names = [name for kind in view.kinds for name, run in runs.items() if run.record.kind == kind]
+    run = show.choose_run("Run", found, names, view.key, view.none)
+    if run is not None:
+        read(run, lambda _path: view.draw(result_of(run), run))
