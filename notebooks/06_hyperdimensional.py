@@ -66,9 +66,10 @@ pd.DataFrame(rows)
 # vector of what the prompt says. It is fitted on 80 % of the combinations of two pairs and tested on combinations it
 # was not fitted to. Beside it stand:
 #
-# * **random codebook**: the same decoding with other random vectors; * **linear probe**: an ordinary classifier of
-# the answer, on the same states and without any symbols; * **next token** and **DLA** (direct logit attribution):
-# what the model itself would say, by its logits; * **commonest target**: always the most frequent answer.
+# * **random codebook**: the same decoding with other random vectors;
+# * **linear probe**: an ordinary classifier of the answer, on the same states and without any symbols;
+# * **next token** and **DLA** (direct logit attribution): what the model itself would say, by its logits;
+# * **commonest target**: always the most frequent answer.
 #
 # The hypervector is decoded in four ways. `key` takes out the word that is asked about. `last` takes out the concept
 # that the text names last, and `new` tries all that it names: both know the text only. `oracle` also looks at the
@@ -91,9 +92,9 @@ first[["method", "decoder", "needs", "metric", "value", "low", "high", "n"]].sty
 # The answer is read from most held-out prompts, from the text alone as well, and never with a random codebook. Two
 # rows warn against reading more into this:
 #
-# * an ordinary linear probe does as well, so here the symbols add a notation and no accuracy; * the cosine between
-# the predicted and the true vector hardly exceeds that of one constant vector for all prompts.   A cosine alone is no
-# evidence.
+# * an ordinary linear probe does as well, so here the symbols add a notation and no accuracy;
+# * the cosine between the predicted and the true vector hardly exceeds that of one constant vector for all prompts. A
+#   cosine alone is no evidence.
 #
 # ## One pair or both?
 #
