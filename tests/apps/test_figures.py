@@ -32,42 +32,23 @@ def sample(name):
 
 RUNS = list(entries(SAMPLES))
 UNSAMPLED = {
-    "ast-probe",
     "cache-study",
     "circuit-repair",
-    "concept-depth",
     "edge-scores",
     "head-pruning",
-    "knob",
-    "knob-behaviour",
     "knob-search",
     "knob-search-exhaustive",
     "knob-side-effects",
     "knob-steering",
+    "linear-probes",
     "logit-lens",
     "path-patching",
-    "projection",
     "skill-fine-tuning",
 }
 """Kinds with figures that no sample run shows; each is read back in the tests of its own package."""
 TABLES_ONLY = {
     "activations",
-    "ast-probe",
-    "circuit",
-    "circuit-repair",
-    "circuit-reuse",
-    "clue-ranking",
-    "clue-verification",
-    "edge-scores",
-    "hyperdimensional-causal",
-    "hyperdimensional-probe",
-    "knob",
-    "knob-behaviour",
     "knob-finetuning",
-    "knob-search",
-    "knob-search-exhaustive",
-    "linear-probes",
-    "skill-fine-tuning",
     "sweep",
     "traces",
 }
