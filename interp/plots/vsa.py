@@ -63,6 +63,7 @@ def precision_bars(frame: pd.DataFrame, title: str = "", subset: str = "all") ->
         )
     figure.update_xaxes(title="precision: share of prompts", range=[0, 1.02])
     figure.update_yaxes(
+        title="method",
         automargin=True,
         categoryorder="array",
         categoryarray=list(dict.fromkeys(first.label)),
@@ -217,7 +218,7 @@ def decoded_bars(frame: pd.DataFrame, chance: float) -> go.Figure:
         )
         figure.add_vline(chance, line_dash="dot", line_color=INK, row=1, col=column)
     figure.update_xaxes(title="cosine", range=[min(0.0, float(frame.cosine.min())), 1])
-    figure.update_yaxes(autorange="reversed", automargin=True)
+    figure.update_yaxes(title="concept", autorange="reversed", automargin=True)
     figure.update_layout(
         height=200 + ROW * int(frame.groupby("query").size().max()),
         title=f"Concepts in the hidden state (dotted: chance, {chance:.2f})",
