@@ -61,7 +61,8 @@ def answer_bars(behaviour: Behaviour) -> go.Figure:
     """Rates of answers by setting and what was wanted: as instructed, without instruction, and steered."""
     frame = behaviour.frame
     where = [
-        row.setting if row.intent == "none" else f"{row.setting},<br>{row.intent} wanted" for row in frame.itertuples()
+        "no instruction" if row.intent == "none" else f"{row.setting},<br>{row.intent} wanted"
+        for row in frame.itertuples()
     ]
     figure = go.Figure()
     for outcome, colour in COLOUR.items():
@@ -84,7 +85,7 @@ def answer_bars(behaviour: Behaviour) -> go.Figure:
         },
         xaxis_title="answers (share)",
         yaxis_title={"text": "setting", "standoff": 10},
-        legend=BELOW | {"title": {"text": "answered from: "}},
+        legend=BELOW | {"title": {"text": "answered from: "}, "traceorder": "normal"},
         margin=WITH_SUBTITLE,
     )
     figure.update_xaxes(range=[0, 1.03])
