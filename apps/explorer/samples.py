@@ -73,7 +73,8 @@ def make(folder: Path, names: list[str]) -> None:
     """Make the named runs anew in `folder`."""
     with TemporaryDirectory() as scratch:
         for name in names:
-            shutil.rmtree(folder / name, ignore_errors=True)
+            for run in (folder / name, *folder.glob(f"{name}-causal-*")):
+                shutil.rmtree(run, ignore_errors=True)
         for name in names:
             _run(name, folder, Path(scratch))
 

@@ -30,7 +30,7 @@ FAMILIES = {
 }
 ROW = 24
 """Height of a row of bars in pixels."""
-BELOW = {"orientation": "h", "yref": "container", "y": 0.01, "yanchor": "bottom"}
+BELOW = {"orientation": "h", "xref": "container", "x": 0.01, "yref": "container", "y": 0, "yanchor": "bottom"}
 
 
 def precision_bars(frame: pd.DataFrame, title: str = "", subset: str = "all") -> go.Figure:
@@ -61,7 +61,7 @@ def precision_bars(frame: pd.DataFrame, title: str = "", subset: str = "all") ->
             name=metric.replace("precision@", "at "),
             **_numbers(part, "%{x:.3f}", metric),
         )
-    figure.update_xaxes(title="precision: share of prompts", range=[0, 1.02])
+    figure.update_xaxes(title="precision: share of prompts", range=[0, 1.02], side="top")
     figure.update_yaxes(
         title="method",
         automargin=True,
@@ -70,10 +70,16 @@ def precision_bars(frame: pd.DataFrame, title: str = "", subset: str = "all") ->
         range=[first.label.nunique() - 0.5, -0.5],
     )
     figure.update_layout(
-        height=220 + ROW * first.label.nunique(),
-        title=_titled("Is the target among the first concepts?", title, first),
+        height=260 + ROW * first.label.nunique(),
+        title={
+            "text": _titled("Is the target among the first concepts?", title, first),
+            "yref": "container",
+            "y": 0.995,
+            "yanchor": "top",
+            "pad": {"t": 8},
+        },
         legend=BELOW,
-        margin={"b": 120},
+        margin={"t": 110, "b": 140},
         template=TEMPLATE,
     )
     return figure
