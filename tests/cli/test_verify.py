@@ -11,7 +11,9 @@ import pytest
 
 from interp.runs import load_run
 from probes.centroids import CENTROIDS_FILE, Centroids
+from probes.reranking import Ranking
 from probes.traces import Experience
+from probes.verification import Verification
 
 Interp = Callable[..., Any]
 
@@ -61,9 +63,12 @@ def test_centroids_are_fitted_verified_and_used_to_rank_other_questions_only(
     assert run.arrays["to_success"].shape == (18, 4)
     assert Centroids.load(fitted).model["fingerprint"] == run.record.model["fingerprint"]
 
+    greedy = tmp_path / "greedy"
+    asked = ("-q", 6, "--digits", "2,2", "-n", 1, "--temperature", 0, "--max-new-tokens", 40)
+    assert interp("probe", "verify", "collect", "pocket", *asked, "--out", greedy).code == 0
     done = interp(
         "probe", "verify", "rank", "pocket", sampled, "--centroids", fitted / CENTROIDS_FILE, "--k", "1,6",
-        "--out", ranked,
+        "--greedy", greedy, "--out", ranked,
     )  # fmt: skip
     assert done.code == 0, done.err
     assert "3 of 6 questions are those the centroids were learned from" in done.err
@@ -73,8 +78,15 @@ def test_centroids_are_fitted_verified_and_used_to_rank_other_questions_only(
     assert [line["top-maj@6"] for line in lines] == [line["majority"] for line in lines]
     seen = {response.question for response in Experience.load(sampled)} - {line["question"] for line in lines}
     assert len(seen) == 3
-    frame = load_run(ranked).frame
-    assert set(frame["pick"]) == {"mean", "majority", "pass", "top-maj"}
+    ranking = Ranking.load(ranked)
+    assert set(ranking.frame["pick"]) == {"mean", "majority", "greedy", "pass", "top-maj"}
+    responses = {response.question: response.correct for response in Experience.load(greedy)}
+    shown = ranking.questions.set_index("question")["greedy right"]
+    assert shown.to_dict() == {question: float(responses[question]) for question in ranking.picks.question}
+    assert ranking.parameters["centroids"] == f"fit/{CENTROIDS_FILE}"
+    again = Verification.load(fitted)
+    assert len(again.scored) == 18
+    assert again.scored.frame.response.str.contains("Answer").any()
 
 
 def test_unchecked_traces_of_your_own_are_ranked_without_a_verdict(

@@ -49,13 +49,13 @@ def _verification(found: Mapping[str, Entry]) -> None:
 
 
 def _verified(run: Run, result: Verification) -> None:
-    right, wrong = result.scored.centroids.counts
+    counts = result.scored.centroids.counts
     st.text(result.verdict)
+    questions = result.scored.frame.question.nunique()
     st.caption(
-        f"Model {show.text(result.model.get('name'))}. Centroids of {right:,} right and {wrong:,} wrong traces; judged "
-        f"on {len(result.scored):,} traces of {result.scored.frame.question.nunique():,} other questions. Differences "
-        "are paired, with 95 % intervals over questions. AUC: how often a right trace scores above a wrong one, 0.5 by "
-        "chance."
+        f"{show.text(result.model.get('name'))}: centroids of {counts[0]:,} right and {counts[1]:,} wrong traces, "
+        f"judged on {len(result.scored):,} traces of {questions:,} other questions. Differences are paired, with 95 % "
+        "intervals over questions. AUC: how often a right trace scores above a wrong one, 0.5 by chance."
     )
     show.figure(result.plot(), f"aucs-{run.path}")
     left, right = st.columns(2)
