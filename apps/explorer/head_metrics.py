@@ -202,9 +202,9 @@ def _metric(run: Run, name: str, frame: pd.DataFrame, column: str, group: str) -
     bounds = ("low", "high") if column == first and "low" in frame else (f"{column}_low", f"{column}_high")
     n = int(frame["n"].max()) if "n" in frame else 0
     title = f"{group}: {column}" if group else column
-    about = (str(run.record.model.get(key)) for key in ("name", "fingerprint"))
+    model, fingerprint = (str(run.record.model.get(key)) for key in ("name", "fingerprint"))
     quantity = _quantity(run, column, group)
-    return HeadMetric(title, grid(column), grid(bounds[0]), grid(bounds[1]), n, name, *about, quantity)
+    return HeadMetric(title, grid(column), grid(bounds[0]), grid(bounds[1]), n, name, model, fingerprint, quantity)
 
 
 def head_table(metrics: list[HeadMetric], head: Head) -> pd.DataFrame:
