@@ -12,7 +12,7 @@ from scipy import stats
 from interp.errors import BadInput
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Interval:
     """An estimate with the bounds of its confidence interval and the number of samples behind it."""
 
@@ -21,7 +21,7 @@ class Interval:
     high: float
     n: int
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}] (n={self.n})"
 
 
