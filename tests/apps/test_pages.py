@@ -32,6 +32,8 @@ PAGES = (
     "doctor",
 )
 LIVE = ("heads", "model", "needles", "patching", "subspaces", "probes", "doctor")
+WIDGETS = ("selectbox", "multiselect", "slider", "select_slider", "text_input", "text_area", "toggle", "button")
+"""What a screen reader reads out by its label."""
 SAMPLES = samples_folder()
 PROMPT = "When Alice and Bob went to the market, Bob gave the letter to"
 
@@ -55,6 +57,7 @@ def test_every_page_draws_without_a_model(draw, page):
     test = draw(page, model="none")
     assert not test.exception
     assert not test.error
+    assert [widget for kind in WIDGETS for widget in getattr(test, kind) if not widget.label.strip()] == []
     assert ("without a model" in said(test)) == (page in LIVE)
     if page in ("heads", "needles", "patching", "circuits", "runs", "skills"):
         assert charts(test)
