@@ -48,7 +48,7 @@ COMMANDS: dict[str, str] = {
     "skill-continual": f"skill continual pocket --task topic+sentiment {SMALL} --steps 100 --batch 16 --mask-steps 10",
     "depth": "probe depth pocket --data country,sentiment,comparison -n 200 --difficulty 2 --sites resid_post "
     "--strengths 0.01,0.1 --perturb tokens:0.1,rtn-int4",
-    "clue-verification": "probe verify fit pocket {traces} --missing ends",
+    "clue-verification": "probe verify fit pocket {traces} --missing drop",
     "clue-ranking": "probe verify rank pocket {traces} --centroids {clue-verification} --k 1,2,4,8 --greedy {greedy}",
     "lofit": "skill lofit pocket --heads 1,3,6 --epochs 4 --baselines random,all --sizes train=96,test=150",
     "projection": "project pocket --data sentiment --difficulty 2 --site resid_post.2 --components 3 --mean-difference",
