@@ -82,15 +82,18 @@ class Evaluation:
     def recovered(self, split: str = "test", level: float = 0.95, resamples: int = 2_000) -> np.ndarray:
         """The share of the fine-tuned model's gain in accuracy that each model has, `[model 3]`: estimate, low, high.
 
-        Bounds are percentiles of a bootstrap over examples, the same ones of all models. NaN or infinite where
-        fine-tuning gained nothing (bounds: in a resample).
+        Bounds are percentiles of a bootstrap over examples, the same ones of all models. Resamples in which the
+        fine-tuned model is right as often as the pre-trained one have no gain to share and are left out, so bounds are
+        of the others. NaN where fine-tuning gained nothing (bounds: in any resample).
         """
         right = self.correct(split).astype(float)
         n = right.shape[1]
         counts = np.random.default_rng(self.seed).multinomial(n, np.full(n, 1 / n), size=resamples)
         tail = (1 - level) / 2
-        with np.errstate(invalid="ignore"):  # between infinities
-            low, high = np.quantile(_share_of_gain(counts @ right.T / n), [tail, 1 - tail], axis=0)
+        resampled = counts @ right.T / n
+        gained = resampled[resampled[:, 1] != resampled[:, 0]]
+        of_none = np.full((2, len(right)), np.nan)
+        low, high = np.quantile(_share_of_gain(gained), [tail, 1 - tail], axis=0) if len(gained) else of_none
         return np.stack([_share_of_gain(right.mean(1)[None])[0], low, high], axis=1)
 
     def reliability(self, row: int, split: str = "test", bins: int = 10) -> pd.DataFrame:
@@ -246,5 +249,4 @@ def with_baselines(
 def _share_of_gain(accuracy: np.ndarray) -> np.ndarray:
     """Of accuracies `[row model]`, the first model's the pre-trained and the second's the fine-tuned."""
     before, after = accuracy[:, :1], accuracy[:, 1:2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((accuracy - before) / (after - before))
+    return np.asarray((accuracy - before) / np.where(after == before, np.nan, after - before))

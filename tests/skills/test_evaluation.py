@@ -45,6 +45,28 @@ def test_the_frame_by_hand() -> None:
         made_by_hand().correct("ood")
 
 
+def of_answers(*right: str) -> Evaluation:
+    """Models that answer rightly where there is a 1, the first the pre-trained one, the second the fine-tuned one."""
+    table = np.array([[int(each) for each in row] for row in right])
+    methods = ["pre-trained", "fine-tuned", "localized"]
+    models = pd.DataFrame({"method": methods, "budget": [0, 1, 0.01], "seed": 0, "parameters": 1})
+    logits = np.stack([table, 1 - table], axis=-1).astype(float)
+    return Evaluation(models, {"test": logits}, {"test": np.zeros(table.shape[1], dtype=int)}, {"name": "none"})
+
+
+def test_a_resample_without_gain_does_not_spoil_the_interval() -> None:
+    # One example of four is gained: a resample of four misses it with probability (3/4)^4, about one in three.
+    estimate, low, high = of_answers("1000", "1100", "1100").recovered()[2]
+    assert (estimate, low, high) == (1, 1, 1)
+    estimate, low, high = of_answers("0000", "1100", "1000").recovered()[2]
+    assert (estimate, low, high) == (0.5, 0, 1)
+
+
+def test_no_gain_at_all_has_no_share_and_no_interval() -> None:
+    assert np.isnan(of_answers("1100", "1100", "1000").recovered()).all()
+    assert np.isnan(of_answers("1100", "0110", "1110").recovered()[:, 0]).all()  # as many right, other ones
+
+
 @pytest.fixture(scope="module")
 def evaluation(pocket: Model, taught: FineTuning, topic: Classification) -> Evaluation:
     masks = [baseline_mask(pocket, taught.model, "movement", share) for share in (0.003, 0.1)]
