@@ -124,7 +124,7 @@ def test_the_heads_are_painted(page, address, times):
         times.append((f"Heads {visit}: title", since(start), FIRST_PAINT))
         page.wait_for_selector(MAP)
         times.append((f"Heads {visit}: map", since(start), FIRST_PAINT))
-        page.get_by_text("Without head 0.0").wait_for()
+        page.get_by_text("Without head 2.0").wait_for()
         times.append((f"Heads {visit}: everything", since(start), None))
         settled(page)
 

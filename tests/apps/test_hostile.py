@@ -299,7 +299,7 @@ def test_a_path_in_the_address_is_refused_wherever_the_address_has_a_say(draw, p
 def test_a_head_that_is_none_is_refused(draw, head):
     test = draw("heads", model="none", head=head)
     assert not test.exception
-    assert test.selectbox(key="head").value == "0.0"
+    assert test.selectbox(key="head").value == "2.0"
 
 
 @pytest.mark.parametrize("page", ["model", "heads"])

@@ -141,9 +141,18 @@ def test_a_head_in_the_address_is_shown_with_its_numbers_of_every_run(draw):
     assert test.selectbox(key="head").value == "2.1"
 
 
+def test_the_heads_open_on_a_score_beside_an_effect_and_on_the_greatest_of_it(draw):
+    test = draw("heads", model="none")
+    assert (test.selectbox(key="a").value, test.selectbox(key="b").value) == (
+        "samples/retrieval",
+        "samples/head-effects",
+    )
+    scores = HeadScores.load(SAMPLES / "retrieval").scores
+    assert scores[tuple(map(int, test.selectbox(key="head").value.split(".")))] == scores.max()
+
+
 def test_choosing_a_head_changes_the_page(draw):
     test = draw("heads", model="none")
-    assert test.subheader[0].value == "Head 0.0 of pocket"
     test.selectbox(key="head").select("3.7").run()
     assert test.subheader[0].value == "Head 3.7 of pocket"
 

@@ -27,6 +27,10 @@ ABLATIONS = {
 }
 
 
+FIRST = {"a": "head-scores", "b": "head-effects"}
+"""The kinds of run that the page opens with: what heads look at, and what is lost without them."""
+
+
 @show.page
 def page() -> None:
     st.title("Heads")
@@ -41,7 +45,7 @@ def page() -> None:
         first = _choose_metric("Run", found, metrics, "a")
     with right:
         second = _choose_metric("Beside it", found, metrics, "b")
-    head = _chosen_head(first[1].values.shape)
+    head = _chosen_head(first[1].values)
     tabs = st.tabs(["Maps", "Scatter"])
     with tabs[0]:
         for column, (run, metric), key in zip(st.columns(2), (first, second), "ab", strict=True):
@@ -75,23 +79,29 @@ def _choose_metric(
 ) -> tuple[Run, HeadMetric]:
     names = list(metrics)
     show.refuse_unknown(key, names, "run")
-    default = min(len(names) - 1, 1) if key == "b" else 0
-    run = st.selectbox(label, names, index=default, key=key, bind="query-params")
+    run = st.selectbox(label, names, index=_first(found, names, FIRST[key]), key=key, bind="query-params")
     of_run = metrics[run]
     metric = st.selectbox("Metric", list(of_run), key=f"{key}_metric", bind="query-params")
     return chosen(found, run), of_run[metric]
+
+
+def _first(found: Mapping[str, Entry], names: list[str], kind: str) -> int:
+    """The place of the first run of a kind, or of the first run."""
+    runs = [found[name].run for name in names]
+    return next((i for i, run in enumerate(runs) if run is not None and run.record.kind == kind), 0)
 
 
 def _names(shape: tuple[int, ...]) -> list[str]:
     return [f"{layer}.{head}" for layer, head in np.ndindex(*shape)]
 
 
-def _chosen_head(shape: tuple[int, ...]) -> Head:
-    """The head in the state or the address, if this model has it, else the first."""
-    show.refuse_unknown("head", _names(shape), "head")
+def _chosen_head(values: np.ndarray) -> Head:
+    """The head in the state or the address, if this model has it, else the one with the greatest value."""
+    names = _names(values.shape)
+    show.refuse_unknown("head", names, "head")
     name = st.session_state.get("head") or st.query_params.get("head")
-    if name not in _names(shape):
-        st.session_state["head"] = name = "0.0"
+    if name not in names:
+        st.session_state["head"] = name = names[int(np.nanargmax(values))]
     return parse_head(name)
 
 
