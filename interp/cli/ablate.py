@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.console import emit, out, progress, say, show_frame
+from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed, numbers
 from interp.cli.score import LONGEST_DEFAULT, Tests, interruptible
@@ -285,7 +285,7 @@ def show_alone(result: HeadEffects | HeadImportance, run: Path, json: bool) -> N
         columns = ["order", "by_layer", "spearman", "spearman_low", "spearman_high"]
         columns += ["kendall", "kendall_low", "kendall_high", "n"]
         show_frame("rank correlation of gradient importance with the exact effects", agreement, columns)
-    out.print(f"Run: {run}", markup=False, highlight=False, soft_wrap=True)
+    show_written(run=run)
 
 
 def show_study(study: AblationReport, cells: pd.DataFrame | None, run: Path, json: bool) -> None:
@@ -315,4 +315,4 @@ def show_study(study: AblationReport, cells: pd.DataFrame | None, run: Path, jso
     columns += ["log_probability"] if study.measure == "recall" else ["tokens"]
     show_frame(title, study.frame[study.frame["heads"] != "random"], columns)
     show_frame("relative to all heads, and without random heads of the same layers", study.summary())
-    out.print(f"Run: {run}", markup=False, highlight=False, soft_wrap=True)
+    show_written(run=run)

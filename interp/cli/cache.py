@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.console import emit, out, progress, say, show_frame
+from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Device, DType, Json, ModelName, Resume, Revision, Seed, numbers
 from interp.cli.score import LONGEST_DEFAULT, MASK_FILE, interruptible
@@ -157,7 +157,7 @@ def _report(study: CacheStudy, run: Path, json: bool) -> None:
     whole = study.tests[study.tests.kept == "all"]
     if seen := int((~whole.hidden.astype(bool)).sum()):
         say(f"{seen} of {len(whole)} values lie within sinks and window, where every head sees them.")
-    out.print(f"Run:  {run}\nMask: {run / MASK_FILE}", markup=False, highlight=False, soft_wrap=True)
+    show_written(run=run, mask=run / MASK_FILE)
 
 
 def _readable(summary: pd.DataFrame) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from interp.cli.circuit_options import (
     discovered,
     is_bundled,
 )
-from interp.cli.console import emit, out, progress, say, show_facts, show_frame
+from interp.cli.console import emit, out, progress, say, show_facts, show_frame, show_written
 from interp.cli.edges import edges
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
@@ -231,4 +231,4 @@ def _show(study: CircuitStudy, to: Path | None) -> None:
         show_frame("completeness", evaluation.completeness)
         show_frame("minimality", evaluation.minimality)
     if to is not None:
-        out.print(f"Run: {to}", markup=False, highlight=False, soft_wrap=True)
+        show_written(run=to)

@@ -66,6 +66,13 @@ def show_frame(title: str, frame: pd.DataFrame, columns: Sequence[str] | None = 
     show_table(title, table)
 
 
+def show_written(**written: object) -> None:
+    """Where results lie, a line each (`run=path` as "Run: path"), never wrapped so that a path can be copied."""
+    width = max(map(len, written)) + 1
+    lines = [f"{what.capitalize() + ':':<{width}} {where}" for what, where in written.items()]
+    out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
 def _plain(value: Any) -> Any:
     """What `json` can write: numpy scalars and arrays unwrapped, NaN and infinity as None."""
     if hasattr(value, "tolist"):  # numpy scalars and arrays

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from interp.cli.circuit_options import To
-from interp.cli.console import emit, out, progress, show_facts, show_frame
+from interp.cli.console import emit, progress, show_facts, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
 from interp.cli.patch import TASKS, named_metrics, task_prompts
@@ -99,4 +99,4 @@ def _show(scores: EdgeScores, task: str, rows: int, to: Path | None) -> None:
     show_facts(f"{task} edges of {scores.model['name']}, {scores.method}, n={scores.n}", facts)
     show_frame("the largest scores: estimated change of the metric without an edge", scores.frame.head(rows))
     if to is not None:
-        out.print(f"Run: {to}", markup=False, highlight=False, soft_wrap=True)
+        show_written(run=to)

@@ -11,7 +11,7 @@ import typer
 
 from interp.cli.ablate import ablate
 from interp.cli.cache import cache
-from interp.cli.console import emit, out, say, show_frame
+from interp.cli.console import emit, out, say, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Json, Out
 from interp.cli.prune import prune
@@ -161,4 +161,5 @@ def report(mask: HeadMask, to: Path, losses: Sequence[Loss], json: bool) -> None
         return
     for why in dict.fromkeys(loss.why for loss in losses):
         say(f"Not kept: {', '.join(loss.field for loss in losses if loss.why == why)} ({why}).")
-    out.print(f"{mask!r}\nMask: {to}", markup=False, highlight=False, soft_wrap=True)
+    out.print(repr(mask), markup=False, highlight=False, soft_wrap=True)
+    show_written(mask=to)

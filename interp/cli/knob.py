@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import knob_turned
-from interp.cli.console import emit, progress, show_frame
+from interp.cli.console import emit, progress, show_frame, show_written
 from interp.cli.knob_options import (
     Chat,
     Count,
@@ -20,7 +20,6 @@ from interp.cli.knob_options import (
     material,
     new_run,
     rates,
-    say_where,
 )
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, numbers
@@ -77,7 +76,7 @@ def search(
         emit({"run": str(run), **about, "settings": found.to_dict("records")})
     else:
         show_frame(title, found)
-        say_where(run)
+        show_written(run=run)
 
 
 @app.command("fit")
@@ -149,4 +148,4 @@ def show_fit(result: KnobResult, run: Path) -> None:
     show_frame(f"interchange at the last token of {result.model['name']}; {result.knob!r}", frame)
     if result.behaviour is not None:
         show_frame(f"{result.behaviour!r}", rates(result.behaviour))
-    say_where(run)
+    show_written(run=run)

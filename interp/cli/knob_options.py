@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.console import out
 from interp.errors import BadInput
 from interp.runs import require_free
 
@@ -65,7 +64,3 @@ def material(
 
 def rates(behaviour: Behaviour) -> pd.DataFrame:
     return behaviour.frame[["setting", "intent", "context", "prior", "other", "right", "pair_accuracy", "n"]]
-
-
-def say_where(run: Path) -> None:
-    out.print(f"Run: {run}", markup=False, highlight=False, soft_wrap=True)

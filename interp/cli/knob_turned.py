@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp.cli.console import emit, progress, say, show_frame
+from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.knob_options import (
     Chat,
     Count,
@@ -20,7 +20,6 @@ from interp.cli.knob_options import (
     material,
     new_run,
     rates,
-    say_where,
 )
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, numbers
@@ -237,12 +236,12 @@ def show_eval(result: Behaviour, knob: Knob, run: Path) -> None:
     show_frame(f"{result!r}, {knob!r}", rates(result))
     if result.settings:
         show_frame("answers along the coordinate", result.curve[["value", "context", "prior", "other", "n"]])
-    say_where(run)
+    show_written(run=run)
 
 
 def show_side_effects(result: SideEffects, knob: Knob, run: Path) -> None:
     show_frame(f"{result!r}, {knob!r}", result.frame)
-    say_where(run)
+    show_written(run=run)
 
 
 def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

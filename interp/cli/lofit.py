@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.console import emit, out, progress, say, show_frame
+from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Device, DType, Json, ModelName, Out, Seed, numbers
 from interp.cli.task_options import TaskOptions
@@ -146,10 +146,10 @@ def _show(result: Lofit, run: Path, saved: dict[str, Any] | None, json: bool) ->
     columns = ["condition", "heads", "seed", "which", "parameters", "accuracy", "low", "high", "n"]
     show_frame(f"{result.parameters['skill']} by {result.model['name']}", result.frame, columns)
     show_frame("accuracy of LoFiT less that of", comparison)
-    lines = [f"Run: {run}"]
+    written = {"run": str(run)}
     if saved is not None:
-        lines.append(
-            f"Model: {saved['folder']} (offsets of {saved['heads']} heads in its biases, logits within "
+        written["model"] = (
+            f"{saved['folder']} (offsets of {saved['heads']} heads in its biases, logits within "
             f"{saved['relative_difference']:.1e} of the edited model's)"
         )
-    out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    show_written(**written)

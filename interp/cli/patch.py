@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.console import emit, out, progress, say, show_frame
+from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed
 from interp.errors import BadInput
@@ -204,4 +204,4 @@ def show(result: PatchingResult, rows: int, run: Path) -> None:
     )
     frame = strongest(result, rows)
     show_frame(title, frame.rename(columns=lambda name: name.replace("normalised_", "").replace("_", " ")))
-    out.print(f"Run: {run}", markup=False, highlight=False, soft_wrap=True)
+    show_written(run=run)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from interp.cli import syntax, verify, vsa
-from interp.cli.console import emit, out, progress, say, show_frame
+from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed, numbers
 from interp.errors import BadInput
@@ -123,7 +123,7 @@ def depth(
         emit({"run": str(run), **_tables(result), "points": points.to_dict("records")})
         return
     _show_depth(result, points)
-    _show_run(run)
+    show_written(run=run)
 
 
 @app.command()
@@ -185,7 +185,7 @@ def linear(
         emit({"run": str(run), "unsolved": unsolved, "sites": result.frame.to_dict("records")})
         return
     _show_linear(result)
-    _show_run(run)
+    show_written(run=run)
 
 
 def _spec(classifier: str, strengths: str, folds: int, balanced: bool, seed: int) -> ProbeSpec:
@@ -272,7 +272,3 @@ def _show_linear(result: LinearProbes) -> None:
     show_frame("out-of-fold accuracy and AUC, with bootstrap intervals", rows)
     if unsolved := result.parameters["unsolved"]:
         say(f"{unsolved} probes did not reach the tolerance; their numbers are of where they stopped.")
-
-
-def _show_run(run: Path) -> None:
-    out.print(f"Run: {run}", markup=False, highlight=False, soft_wrap=True)

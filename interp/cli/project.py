@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp.cli.console import emit, out, show_frame
+from interp.cli.console import emit, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
 from interp.errors import BadInput
@@ -75,7 +75,7 @@ def project(
         emit({"run": str(run), "parameters": result.parameters, "separation": result.separation.to_dict("records")})
     else:
         show_frame(f"{result!r}", result.separation, SHOWN)
-        out.print(f"Run: {run}", markup=False, highlight=False, soft_wrap=True)
+        show_written(run=run)
 
 
 def _labelled(data: str, n: int, difficulty: int, seed: int) -> LabelledTexts:

@@ -22,7 +22,7 @@ from interp.cli.ablate import (
     journaled,
     short,
 )
-from interp.cli.console import emit, out, progress, say, show_frame
+from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed, numbers
 from interp.cli.score import Tests
@@ -114,7 +114,7 @@ def prune(
     finish(run)
     try:
         saved = _save(loaded, result, save, plan_file) if save is not None else None
-    except Exception:
+    except Exception:  # whatever stopped the writing (a full disk too), say what is safe; the error goes on as it came
         say(f"The run is in {run}; the smaller model was not written.")
         raise
     _show(result, run, saved, json)
@@ -156,12 +156,12 @@ def _show(result: Pruning, run: Path, saved: dict[str, Any] | None, json: bool) 
     )
     columns = ["removed", "which", "value", "low", "high", "random", "random_low", "random_high", "n"]
     show_frame(title, shown.dropna(axis=1, how="all"), [name for name in columns if frame[name].notna().any()])
-    lines = [f"Order: {' '.join(order)}", f"Run:   {run}"]
+    written = {"order": " ".join(order), "run": str(run)}
     if saved is not None:
-        lines.append(
-            f"Model: {saved['folder']} ({saved['parameters']:,} of {saved['parameters_before']:,} parameters, logits "
-            f"within {saved['max_difference']:.1e} of the gated model's)"
+        written["model"] = (
+            f"{saved['folder']} ({saved['parameters']:,} of {saved['parameters_before']:,} parameters, logits within "
+            f"{saved['max_difference']:.1e} of the gated model's)"
         )
-        if (Path(saved["folder"]) / "compaction.json").is_file():
-            lines.append("       Its layers have other numbers of heads: kernels.compaction.load_compacted reads it.")
-    out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    show_written(**written)
+    if saved is not None and (Path(saved["folder"]) / "compaction.json").is_file():
+        say("The model's layers have other numbers of heads: kernels.compaction.load_compacted reads it.")

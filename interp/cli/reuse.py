@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli.circuit_options import Attend, ColorStyle, Copy, Effect, IOIStyle, To, discovered, is_bundled
-from interp.cli.console import emit, out, progress, say, show_facts, show_frame
+from interp.cli.console import emit, progress, say, show_facts, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
 from interp.errors import BadInput
@@ -129,4 +129,4 @@ def _show_reuse(shared: CircuitReuse, to: Path | None) -> None:
     if shared.repair is not None:
         show_frame("attention at the end forced onto the wrong colors", shared.repair.frame)
     if to is not None:
-        out.print(f"Run: {to}", markup=False, highlight=False, soft_wrap=True)
+        show_written(run=to)

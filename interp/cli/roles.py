@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from interp.cli.console import emit, out, show_frame
+from interp.cli.console import emit, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
 from interp.runs import require_free
@@ -53,4 +53,4 @@ def roles(
         return
     show_frame(f"head roles of {found.model['name']}", frame.groupby("role", sort=False).head(rows))
     if run is not None:
-        out.print(f"Run: {run.path}", markup=False, highlight=False, soft_wrap=True)
+        show_written(run=run.path)

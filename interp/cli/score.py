@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.console import emit, out, progress, say, show_frame
+from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed, numbers
 from interp.errors import BadInput
@@ -288,7 +288,7 @@ def show(scores: HeadScores, mask: HeadMask, ablations: AblationReport | None, r
     show_frame(title, frame)
     if ablations is not None:
         show_frame("recall kept without the selected heads, and without random ones", ablations.summary())
-    out.print(f"Run:  {run}\nMask: {run / MASK_FILE}", markup=False, highlight=False, soft_wrap=True)
+    show_written(run=run, mask=run / MASK_FILE)
 
 
 def default_lengths(context: int | None) -> list[int]:

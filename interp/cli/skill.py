@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from interp.cli import lofit
-from interp.cli.console import emit, out, progress, show_frame
+from interp.cli.console import emit, progress, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Device, DType, Json, ModelName, Out, Seed, numbers
 from interp.cli.task_options import Ood, Sizes, TaskName, TaskOptions, Template, Words
@@ -210,7 +210,7 @@ def evaluate(
     show_frame(
         f"{built.name}: {ft.spec.name} grafted onto {pre.spec.name}", frame, [*columns, "agreement", "ece_10", "n"]
     )
-    out.print(f"Run: {to}", markup=False, highlight=False, soft_wrap=True)
+    show_written(run=to)
 
 
 @app.command()
@@ -237,7 +237,7 @@ def overlap(
     frame = result.frame
     show_frame("shared entries of each pair of masks", frame[frame["mask"] != frame["other"]])
     if to is not None:
-        out.print(f"Run: {to}", markup=False, highlight=False, soft_wrap=True)
+        show_written(run=to)
 
 
 @app.command()
@@ -285,7 +285,7 @@ def continual(
         return
     show_frame(f"{loaded.spec.name}: accuracy after each task", result.frame)
     show_frame("how far accuracy fell from when the task had just been learned", result.forgetting)
-    out.print(f"Run: {to}", markup=False, highlight=False, soft_wrap=True)
+    show_written(run=to)
 
 
 def _label(path: Path, every: list[Path]) -> str:
@@ -325,5 +325,4 @@ def _show(title: str, rows: list[dict[str, Any]], written: dict[str, str], json:
         emit({**written, "rows": rows})
         return
     show_frame(title, pd.DataFrame(rows))
-    lines = "\n".join(f"{what.capitalize()}: {where}" for what, where in written.items())
-    out.print(lines, markup=False, highlight=False, soft_wrap=True)
+    show_written(**written)

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from interp.cli.console import emit, out, progress, say, show_frame, show_table
+from interp.cli.console import emit, progress, say, show_frame, show_table, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, numbers
 from interp.errors import BadInput, UnreadableFile
@@ -98,7 +98,7 @@ def fit(
         emit({"run": str(run), **_document(result)})
         return
     _show(result)
-    out.print(f"Run: {run}", markup=False, highlight=False, soft_wrap=True)
+    show_written(run=run)
 
 
 @app.command()

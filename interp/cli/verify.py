@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.console import emit, out, progress, say, show_facts, show_frame
+from interp.cli.console import emit, progress, say, show_facts, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Out, Resume, Revision, Seed, numbers
 from interp.errors import BadInput
@@ -154,7 +154,7 @@ def fit(
     show_facts("Held-out questions", {**_facts(held_out), "delimiters found": _counts(scored.places)})
     show_frame("verification, with intervals over questions", result.frame)
     show_frame("layers", result.layers)
-    _show_run(to)
+    show_written(run=to)
 
 
 @app.command()
@@ -214,7 +214,7 @@ def rank(
     else:
         show_frame("picked answers", ranking.picks)
         say("Not all traces are known to be right or wrong, so nothing says how good the picks are.")
-    _show_run(to)
+    show_written(run=to)
 
 
 def _problems(
@@ -289,7 +289,3 @@ def _beside(path: Path, run: Path) -> str:
     """Where something lies, seen from the run's own folder, or its mere name where it lies elsewhere."""
     seen = Path(os.path.relpath(path, run.parent))
     return path.name if ".." in seen.parts else seen.as_posix()
-
-
-def _show_run(run: Path) -> None:
-    out.print(f"Run: {run}", markup=False, highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.console import emit, out, progress, show_facts, show_frame
+from interp.cli.console import emit, progress, show_facts, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
 from interp.errors import BadInput, choose
@@ -276,4 +276,4 @@ def _show(result: HyperdimensionalProbe, checks: dict[str, CausalCheck], run: Pa
     for site, check in checks.items():
         show_frame(f"moving {site} towards another concept, and at random", check.frame)
         show_frame("how much more often the answer follows than at random", check.beyond_random())
-    out.print(f"Run: {run}", markup=False, highlight=False, soft_wrap=True)
+    show_written(run=run)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from interp.cli.console import emit, show_facts, show_frame
+from interp.cli.console import emit, show_facts, show_frame, show_written
 
 
 def test_json_has_no_nan_and_no_numpy(capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,3 +24,9 @@ def test_brackets_in_values_are_shown_as_they_are(capsys: pytest.CaptureFixture[
     assert "a[red]b" in shown
     assert "x[red]y" in shown
     assert "0.333" in shown
+
+
+def test_a_path_is_on_one_line_whatever_its_length(capsys: pytest.CaptureFixture[str]) -> None:
+    path = "runs/" + "very-long-name-" * 20 + "[red]"
+    show_written(run=path, mask="mask.json")
+    assert capsys.readouterr().out == f"Run:  {path}\nMask: mask.json\n"
