@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from interp.next_token import NextToken
     from interp.tracing.model import Model
 
-PROMPT = "When Alice and Bob went to the market, Bob gave the letter to"
+PROMPT = "When Alice and Mary went to the market, Mary gave the letter to"
 IN_ADDRESS = 600
 """Characters of a prompt that still go into the page's address."""
 LENS = 64

@@ -35,7 +35,7 @@ LIVE = ("heads", "model", "needles", "patching", "subspaces", "probes", "doctor"
 WIDGETS = ("selectbox", "multiselect", "slider", "select_slider", "text_input", "text_area", "toggle", "button")
 """What a screen reader reads out by its label."""
 SAMPLES = samples_folder()
-PROMPT = "When Alice and Bob went to the market, Bob gave the letter to"
+PROMPT = "When Alice and Mary went to the market, Mary gave the letter to"
 
 
 @pytest.fixture(scope="module")
