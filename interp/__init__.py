@@ -43,6 +43,7 @@ _HOME = {
     "attribution_patching": "interp.patching.attribution",
     "path_patching": "interp.patching.path",
     "Run": "interp.runs",
+    "samples_folder": "interp.shipped",
 }
 __all__ = sorted([*_HOME, "__version__"])
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from interp.patching.path import path_patching
     from interp.patching.sweep import sweep
     from interp.runs import Run
+    from interp.shipped import samples_folder
     from interp.tasks.prompts import PromptSet
     from interp.tracing.edit_files import load_edits, save_edits
     from interp.tracing.edits import (

@@ -17,8 +17,8 @@ PACKAGES = ("kernels", "interp", "probes", "apps")
 LEVELS = {
     "kernels": 0,
     "interp.errors": 1,
-    "interp.paths": 1,
     "interp.runs": 1,
+    "interp.shipped": 1,
     "interp.stats": 1,
     "interp.tables": 1,
     "interp.metrics": 2,

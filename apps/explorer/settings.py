@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from interp.tasks.vocabulary import data_folder
+from interp.shipped import samples_folder
 
 RUNS = "INTERP_EXPLORER_RUNS"
 MODEL = "INTERP_EXPLORER_MODEL"
@@ -26,11 +26,6 @@ class Settings:
     def own(self) -> Path:
         """Where new runs are written."""
         return next(iter(self.folders.values()))
-
-
-def samples_folder() -> Path:
-    """Where the runs are that ship with the workbench."""
-    return data_folder() / "samples"
 
 
 def settings() -> Settings:

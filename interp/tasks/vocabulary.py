@@ -1,24 +1,12 @@
-"""The word lists and facts that ship with the workbench, and where the shipped files are."""
+"""The word lists and facts that ship with the workbench."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent
-
-
-def data_folder() -> Path:
-    """The folder of shipped files: `data/` in a checkout, `interp/_data/` in an installed wheel.
-
-    Raises FileNotFoundError when neither is there (a broken installation).
-    """
-    for folder in (PACKAGE / "_data", PACKAGE.parent / "data"):
-        if (folder / "vocabulary.json").is_file():
-            return folder
-    raise FileNotFoundError(f"no shipped data beside {PACKAGE}: the installation is incomplete, reinstall it")
+from interp.shipped import data_folder
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def _adopt(model: Any, backend: str | None, remote: bool) -> Adopted:
 
 
 def _resolve(name: str) -> str:
-    from interp.tasks.vocabulary import data_folder
+    from interp.shipped import data_folder
 
     bundled = sorted(p.parent.name for p in data_folder().glob("*/config.json"))
     if name in bundled:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from interp.shipped import data_folder
 from interp.tasks.bundled import bundled_needles, filler_text, needle_keys
-from interp.tasks.vocabulary import data_folder, vocabulary
+from interp.tasks.vocabulary import vocabulary
 
 
 def test_filler_has_nothing_that_a_needle_has() -> None:

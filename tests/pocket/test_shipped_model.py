@@ -13,7 +13,7 @@ from interp.pocket.card import render
 from interp.pocket.evaluate import answered, needles
 from interp.pocket.skills import SKILLS
 from interp.pocket.tokenizer import load_tokenizer
-from interp.tasks.vocabulary import data_folder
+from interp.shipped import data_folder
 
 FOLDER = data_folder() / "pocket"
 CARD = json.loads((FOLDER / "card.json").read_text(encoding="utf-8"))

@@ -7,8 +7,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from interp.pocket.skills import SKILLS
 from interp.pocket.tokenizer import VOCABULARY_SIZE, build_tokenizer, load_tokenizer
+from interp.shipped import data_folder
 from interp.tasks.bundled import bundled_needles, filler_text
-from interp.tasks.vocabulary import data_folder, vocabulary
+from interp.tasks.vocabulary import vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from interp.shipped import data_folder
 from interp.tasks.bundled import bundled_needles, filler_text
-from interp.tasks.vocabulary import data_folder
 
 
 def _corpus() -> Iterator[str]:

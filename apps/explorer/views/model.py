@@ -10,7 +10,7 @@ import streamlit as st
 
 from apps.explorer import live, show
 from apps.explorer.differences import said
-from interp.tasks.vocabulary import data_folder
+from interp.shipped import data_folder
 
 if TYPE_CHECKING:
     from interp.tracing.model import Model
