@@ -13,6 +13,7 @@ import pandas as pd
 from interp.errors import BadInput, choose
 from interp.heads.scores import model_record
 from interp.next_token import decoded, one_row
+from interp.tables import in_notebook
 from interp.tracing.batch import Prompts
 from interp.tracing.model import Model
 
@@ -99,7 +100,7 @@ class AttentionSummary:
         return statistic_map(self, statistic)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
 
 def attention_summary(model: Model, prompt: Prompts) -> AttentionSummary:

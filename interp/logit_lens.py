@@ -22,6 +22,7 @@ from interp.errors import BadInput
 from interp.heads.scores import model_record
 from interp.next_token import decoded, one_row
 from interp.runs import Run, load_run, save_run
+from interp.tables import in_notebook
 from interp.tracing.batch import Prompts
 from interp.tracing.edits import patch
 from interp.tracing.model import Model
@@ -94,7 +95,7 @@ class LogitLens:
 
     def _repr_html_(self) -> str:
         last = self.frame[self.frame.position == self.frame.position.max()]
-        return f"<p>{self!r}</p>{last.to_html(index=False)}"
+        return in_notebook(self, last, most=None)
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder. Raises UnwritableOutput."""

@@ -11,6 +11,7 @@ import pandas as pd
 
 from interp.errors import BadInput
 from interp.heads.scores import model_record
+from interp.tables import in_notebook
 from interp.tracing.batch import Prompts, encode
 from interp.tracing.edits import Edit
 from interp.tracing.model import Model
@@ -52,7 +53,7 @@ class NextToken:
         return next_token_bars(self)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
 
 def next_token(model: Model, prompt: Prompts, *, edits: Edit | Sequence[Edit] = (), top: int = 10) -> NextToken:

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,7 @@ from interp.discriminant import separation
 from interp.errors import BadInput, UnknownSite, UnreadableFile, choose
 from interp.heads.scores import model_record
 from interp.runs import Run, load_run, save_run
-from interp.tables import html_table
+from interp.tables import in_notebook
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
 from interp.tracing.sites import Site, expand
@@ -105,7 +104,7 @@ class Projection:
         return self.axes.index(axis)
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{html_table(self.separation)}"
+        return in_notebook(self, self.separation)
 
     def plot(self, x: str | None = None, y: str | None = None) -> go.Figure:
         """Scatter of two axes, by default the first two, coloured by label. Raises BadInput for an unknown axis."""

@@ -10,10 +10,20 @@ if TYPE_CHECKING:
 
 DIGITS = 4
 """Significant digits of a number."""
+ROWS = 20
+"""Of a table that a result shows of itself."""
+
+
+def in_notebook(thing: object, *tables: pd.DataFrame, most: int | None = ROWS) -> str:
+    """A thing as a notebook shows it: its repr, and the first rows of what it holds."""
+    return f"<p>{escape(repr(thing))}</p>{''.join(html_table(table, most) for table in tables)}"
 
 
 def html_table(frame: pd.DataFrame, most: int | None = None) -> str:
-    """The first `most` rows of a table, text to the left and numbers to the right; below it how many more there are."""
+    """The first `most` rows of a table, text to the left and numbers to the right; below it how many more there are.
+
+    Long texts lose their middle.
+    """
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     kinds = (is_numeric_dtype(of) and not is_bool_dtype(of) for of in frame.dtypes)
@@ -37,4 +47,4 @@ def _row(tag: str, texts: Any, styles: list[str]) -> str:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
+    return f"{value:.{DIGITS}g}" if isinstance(value, float) else shortened(str(value))

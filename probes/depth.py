@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import pandas as pd
 from interp.errors import BadInput, choose
 from interp.heads.scores import model_record
 from interp.runs import Run, load_run, save_run
+from interp.tables import in_notebook
 from interp.tasks.labelled import LabelledTexts
 from interp.tracing.model import Model
 from interp.tracing.sites import Site, expand
@@ -66,7 +66,7 @@ class ConceptDepth:
         return f"ConceptDepth({names})"
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{self.summary.to_html(index=False)}"
+        return in_notebook(self, self.summary)
 
     @cached_property
     def curves(self) -> pd.DataFrame:

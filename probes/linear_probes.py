@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from interp.runs import Run, load_run, save_run
+from interp.tables import in_notebook
 from interp.tasks.labelled import LabelledTexts
 from interp.tracing.model import Model
 from probes.activations import Activations
@@ -50,7 +51,7 @@ class LinearProbes:
         return f"LinearProbes({self.frame.site.nunique()} sites of {self.model['name']}, {len(self.fold)} examples)"
 
     def _repr_html_(self) -> str:
-        return self.frame.to_html(index=False)
+        return in_notebook(self, self.frame)
 
     def plot(self, metric: str = "accuracy") -> go.Figure:
         """A metric of every site with its interval, the control labels beside."""

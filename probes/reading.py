@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from interp.errors import BadInput, choose
+from interp.tables import in_notebook
 from interp.tasks.labelled import LabelledTexts
 from interp.tracing.model import Model
 from interp.tracing.sites import Site
@@ -38,7 +38,7 @@ class Reading:
         return f"Reading({self.dataset} of {self.text!r} by {self.model})"
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{self.frame.to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
     def plot(self, name: str | None = None) -> go.Figure:
         """Probability of a class by layer, of the probes and of the controls; `name` is a site's, such as `mlp_in`."""

@@ -18,6 +18,7 @@ import pandas as pd
 from interp.errors import BadInput, choose
 from interp.runs import Run, load_run, save_run
 from interp.stats import Interval, bootstrap_means
+from interp.tables import in_notebook
 from probes.clue import Scored
 from probes.traces import Experience
 from probes.verification import compared, scores
@@ -151,8 +152,11 @@ class Ranking:
         by_question = run.array("by_question", len(run.frame), len(picked))
         return cls(run.frame, by_question, picked, Scored.of_run(run), run.record.parameters)
 
+    def __repr__(self) -> str:
+        return f"Ranking({len(self.picks)} questions of {self.model['name']}, {len(self.scored)} traces)"
+
     def _repr_html_(self) -> str:
-        return (self.frame if self.checked else self.picks).to_html(index=False)
+        return in_notebook(self, self.frame if self.checked else self.picks)
 
 
 def rank(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pandas as pd
 from interp.errors import BadInput, UnreadableFile, choose
 from interp.runs import Run, load_run, save_run
 from interp.stats import Interval
+from interp.tables import in_notebook
 from probes.clue import Scored
 from probes.metrics import auc, resamples
 
@@ -102,8 +102,11 @@ class Verification:
             raise UnreadableFile(f"{path} has {len(layers)} rows of layers for {len(scored.centroids.success)} layers")
         return cls(run.frame, layers, run.table("against"), scored, run.record.parameters)
 
+    def __repr__(self) -> str:
+        return f"Verification({self.model['name']}, {len(self.scored)} traces: {self.verdict})"
+
     def _repr_html_(self) -> str:
-        return f"<p>{escape(self.verdict)}</p>{self.frame.to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
 
 def scores(scored: Scored) -> dict[str, np.ndarray]:

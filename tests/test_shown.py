@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import interp
+from apps.explorer.results import result_of
+from interp.attention_summary import attention_summary
+from interp.logit_lens import logit_lens
+from interp.next_token import next_token
+from interp.runs import load_run, run_folders
+from interp.shipped import samples_folder
 from interp.tables import html_table, shortened
+from probes.reading import Reading
 from tests.families import build, prompts, word_tokenizer
 
 HOSTILE = "<script>alert(1)</script> & <b>bold</b>"
-OWN_TAGS = {"p", "b", "table", "tr", "th", "td"}
+OWN_TAGS = {"p", "b", "h4", "table", "tr", "th", "td"}
 
 
 class Page(HTMLParser):
@@ -51,8 +62,42 @@ def test_a_table_shows_text_as_text_and_numbers_in_short() -> None:
 
 
 def test_a_long_text_loses_its_middle() -> None:
+    assert Page(html_table(pd.DataFrame({"text": ["a" * 1000]}))).texts[1] == shortened("a" * 1000)
     assert shortened("short", 20) == "short"
     assert shortened("a" * 100 + "z" * 100, 43) == "a" * 20 + " … " + "z" * 20
+
+
+SAMPLES = run_folders(samples_folder())
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=[path.name for path in SAMPLES])
+def test_every_result_says_in_one_line_what_it_is_and_the_name_of_its_model_is_text(sample: Path, tmp_path) -> None:
+    folder = shutil.copytree(sample, tmp_path / sample.name)
+    record = json.loads((folder / "run.json").read_text())
+    record["model"]["name"] = HOSTILE
+    (folder / "run.json").write_text(json.dumps(record))
+    result = result_of(load_run(folder))
+    shown = page(result)
+    said = repr(result)
+    assert shown.texts[0] == said
+    assert "table" in shown.tags
+    assert said.startswith(f"{type(result).__name__}(")
+    assert len(said) < 400
+    assert "\n" not in said
+
+
+def test_tokens_and_texts_in_results_are_text(model: interp.Model) -> None:
+    prompt = prompts(1, 3)
+    said = next_token(model, prompt)
+    lens = logit_lens(model, prompt)
+    for result in (
+        replace(said, said=(HOSTILE,) * len(said.said)),
+        replace(lens, said=dict.fromkeys(lens.said, HOSTILE)),
+        Reading(pd.DataFrame({"class": [HOSTILE], "probability": [0.5]}), HOSTILE, (), -1, HOSTILE, HOSTILE),
+    ):
+        assert HOSTILE in page(result).texts[1:]
+    about = {"name": HOSTILE}
+    assert HOSTILE in page(replace(attention_summary(model, prompt), model=about)).texts[0]
 
 
 def test_a_model_shows_its_sizes(model: interp.Model) -> None:

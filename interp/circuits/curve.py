@@ -18,6 +18,7 @@ from interp.errors import BadInput
 from interp.heads.ablation import Head
 from interp.heads.scores import model_record
 from interp.patching.effects import fraction_columns
+from interp.tables import in_notebook
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -89,7 +90,7 @@ class FaithfulnessCurve:
         return faithfulness_plot(self)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
 
 def faithfulness_curve(

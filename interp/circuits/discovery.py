@@ -19,6 +19,7 @@ from interp.errors import BadInput
 from interp.heads.ablation import Head
 from interp.runs import Run, load_run, save_run
 from interp.stats import Interval, bootstrap_interval
+from interp.tables import in_notebook
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -147,7 +148,7 @@ class Discovery:
         return circuit_graph(self)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.head(20).to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
     @property
     def record(self) -> dict[str, Any]:

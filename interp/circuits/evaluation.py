@@ -19,6 +19,7 @@ from interp.errors import BadInput, choose
 from interp.heads.ablation import Head, check_heads
 from interp.heads.scores import model_record
 from interp.stats import Interval, bootstrap_interval, bootstrap_means
+from interp.tables import in_notebook
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -111,7 +112,7 @@ class CircuitEvaluation:
         return draw[what](self)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
 
 def evaluate_circuit(

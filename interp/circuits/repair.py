@@ -25,6 +25,7 @@ from interp.metrics import accuracy, logit_difference
 from interp.patching.sweep import sweep
 from interp.runs import Run, load_run, save_run
 from interp.stats import wilson_interval
+from interp.tables import in_notebook
 from interp.tasks.colored_objects import WRONG_COLORS
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import Edit, attend
@@ -87,7 +88,7 @@ class Repair:
         return repair_plot(self)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
     @property
     def record(self) -> dict[str, Any]:

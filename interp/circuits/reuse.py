@@ -20,6 +20,7 @@ from interp.circuits.repair import Repair
 from interp.errors import BadInput, choose
 from interp.heads.ablation import Head
 from interp.runs import Run, load_run, save_run
+from interp.tables import in_notebook
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -89,7 +90,7 @@ class CircuitReuse:
         return threshold_curve(self) if what == "overlap" else overlap_map(self)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.to_html(index=False)}{self.agreement.to_html(index=False)}"
+        return in_notebook(self, self.frame, self.agreement)
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder: the frame, both discoveries, the repair, `agreement.parquet`. Raises UnwritableOutput."""

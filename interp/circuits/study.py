@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from interp.circuits.discovery import Discovery
 from interp.circuits.evaluation import PLOTS, CircuitEvaluation
 from interp.errors import BadInput, choose
 from interp.runs import Run, load_run, save_run
+from interp.tables import in_notebook
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -69,8 +71,8 @@ class CircuitStudy:
         return self.curves[scope].plot() if what == "faithfulness" else self.evaluations[scope].plot(what)
 
     def _repr_html_(self) -> str:
-        numbers = "".join(f"<h4>{scope}</h4>{e._repr_html_()}" for scope, e in self.evaluations.items())
-        return self.discovery._repr_html_() + numbers
+        numbers = "".join(f"<h4>{escape(scope)}</h4>{e._repr_html_()}" for scope, e in self.evaluations.items())
+        return in_notebook(self, self.discovery.frame) + numbers
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder: the discovery, and a table for every scope and measurement. Raises UnwritableOutput."""

@@ -26,6 +26,7 @@ from interp.heads.mask import HeadMask, Reduction
 from interp.heads.scores import model_record
 from interp.runs import Journal, Run, load_run, save_run
 from interp.stats import Interval, bootstrap_interval, wilson_interval
+from interp.tables import in_notebook
 from interp.tasks.prompts import PromptSet
 from interp.tracing.batch import Encoded, check_length
 from interp.tracing.model import Model
@@ -51,7 +52,7 @@ class Condition(NamedTuple):
         return " ".join(f"{layer}-{head}" for layer, head in np.argwhere(self.full))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CacheStudy:
     """KV bytes and recall of every set of heads kept, and every single answer.
 
@@ -103,8 +104,11 @@ class CacheStudy:
 
         return bytes_against_recall(self)
 
+    def __repr__(self) -> str:
+        return f"CacheStudy({self.model['name']}: {len(self.frame)} sets of heads, {len(self.tests)} answers)"
+
     def _repr_html_(self) -> str:
-        return self.summary().to_html(index=False)
+        return in_notebook(self, self.summary())
 
     def save(self, path: str | Path, started: datetime | None = None, **files: Any) -> Run:
         """Write a run folder: the table and every answer. Raises UnwritableOutput."""

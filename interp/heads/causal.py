@@ -24,6 +24,7 @@ from interp.heads.perplexity import Reading, Windows, perplexity_record
 from interp.heads.scores import model_record
 from interp.runs import Journal, Run, load_run, save_run
 from interp.stats import wilson_mean
+from interp.tables import in_notebook
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
 
@@ -73,7 +74,7 @@ class Measure(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AblationReport:
     """A study: `frame` has a row a condition, the baseline first; `samples` `[condition test …]` what it was taken of.
 
@@ -165,8 +166,12 @@ class AblationReport:
         samples = run.array("samples", len(run.frame), None, None)
         return cls(run.frame, heads, run.record.model, parameters, samples, run.table("tests"), measure)
 
+    def __repr__(self) -> str:
+        tests = f"{len(self.frame)} conditions x {self.samples.shape[1]} samples"
+        return f"AblationReport({self.measure} of {self.model['name']} without up to {len(self.heads)} heads: {tests})"
+
     def _repr_html_(self) -> str:
-        return self.frame.to_html(index=False)
+        return in_notebook(self, self.frame)
 
 
 def _head(name: str) -> Head:

@@ -20,12 +20,13 @@ from interp.heads.causal import random_heads
 from interp.heads.fed import Fed
 from interp.heads.scores import model_record
 from interp.stats import wilson_interval
+from interp.tables import in_notebook
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import Edit
 from interp.tracing.model import Model
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChainOfThoughtReport:
     """`frame`: accuracy with its interval for (steps or direct) x (heads intact, ablated, random ones ablated)."""
 
@@ -33,8 +34,11 @@ class ChainOfThoughtReport:
     heads: tuple[Head, ...]
     model: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        return f"ChainOfThoughtReport({self.model['name']}: {len(self.heads)} heads ablated)"
+
     def _repr_html_(self) -> str:
-        return self.frame.to_html(index=False)
+        return in_notebook(self, self.frame)
 
 
 def chain_of_thought_influence(

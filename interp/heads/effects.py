@@ -22,6 +22,7 @@ from interp.heads.fed import Fed
 from interp.heads.scores import model_record
 from interp.runs import Journal, Run, load_run, save_run
 from interp.stats import bootstrap_means
+from interp.tables import in_notebook
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
 
@@ -32,7 +33,7 @@ CHUNK = 16
 """Heads ablated in one batch."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HeadEffects:
     """What is lost of a metric without each head: `samples` `[test layer head]`, positive where the head was needed.
 
@@ -105,8 +106,13 @@ class HeadEffects:
         baseline = run.array("baseline", len(samples))
         return cls(samples, baseline, metric, ablation, run.record.model, parameters, run.record.seed)
 
+    def __repr__(self) -> str:
+        n, layers, heads = self.samples.shape
+        what = f"{self.metric} by {self.ablation} ablation on {self.model['name']}"
+        return f"HeadEffects({what}: {layers} x {heads} heads, {n} tests)"
+
     def _repr_html_(self) -> str:
-        return self.frame.head(12).to_html(index=False)
+        return in_notebook(self, self.frame)
 
 
 def ablation_effects(

@@ -27,6 +27,7 @@ from interp.heads.effects import HeadEffects, ablation_effects
 from interp.heads.fed import Fed
 from interp.runs import Run, load_run, save_run
 from interp.stats import bootstrap_interval
+from interp.tables import in_notebook
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import zero
 from interp.tracing.model import Model
@@ -113,7 +114,7 @@ def gate_gradients(
     return gradients
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HeadImportance:
     """Gradients of all gates beside the exact effects of ablation, taken on the same tests."""
 
@@ -191,8 +192,12 @@ class HeadImportance:
         gradients = (run.array(name, *exact.samples.shape) for name in ("gradients", "gradients_tokens"))
         return cls(GateGradients(*gradients), exact)
 
+    def __repr__(self) -> str:
+        n, layers, heads = self.exact.samples.shape
+        return f"HeadImportance({self.exact.metric} on {self.exact.model['name']}: {layers} x {heads} heads, {n} tests)"
+
     def _repr_html_(self) -> str:
-        return self.agreement.to_html(index=False)
+        return in_notebook(self, self.agreement)
 
 
 def head_importance(

@@ -27,6 +27,7 @@ from interp.heads.mask import HeadMask
 from interp.heads.scores import model_record
 from interp.runs import Journal, Run, load_run, save_run
 from interp.stats import bootstrap_means
+from interp.tables import in_notebook
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import zero
 from interp.tracing.model import Model
@@ -44,7 +45,7 @@ ORDER: Order = "mean-of-abs"
 """The paper's importance."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pruning:
     """Heads in the order in which they went, and the metric after each step.
 
@@ -93,8 +94,12 @@ class Pruning:
         order = tuple((int(layer), int(head)) for layer, head in run.array("order", None, 2))
         return cls(run.frame, order, run.record.model, run.record.parameters)
 
+    def __repr__(self) -> str:
+        what = f"{self.parameters['metric']} of {self.model['name']}"
+        return f"Pruning({what}: {len(self.order)} heads removed, {self.frame.n.iloc[0]} tests)"
+
     def _repr_html_(self) -> str:
-        return self.frame.to_html(index=False)
+        return in_notebook(self, self.frame)
 
 
 def prune(

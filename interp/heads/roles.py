@@ -22,6 +22,7 @@ from interp.heads.random_tokens import beginning, ordinary_tokens
 from interp.heads.scores import model_record
 from interp.runs import Run, load_run, save_run
 from interp.stats import bootstrap_means
+from interp.tables import in_notebook
 from interp.tracing.model import Model
 from interp.tracing.plan import RowFold
 from kernels.rows import AttentionRows
@@ -88,7 +89,7 @@ class HeadRoles:
 
     def _repr_html_(self) -> str:
         best = self.frame.groupby("role", sort=False).head(5)
-        return f"<p>{self!r}</p>{best.to_html(index=False)}"
+        return in_notebook(self, best)
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder. Raises UnwritableOutput."""

@@ -15,6 +15,7 @@ from interp.errors import BadInput, NoTestPassed
 from interp.heads.mask import HeadMask
 from interp.runs import Run, load_run, save_run
 from interp.stats import bootstrap_means
+from interp.tables import in_notebook
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -124,7 +125,7 @@ class HeadScores:
         return head_map(self.scores, title=f"{self.method} score on {self.model['name']}")
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.head(12).to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
     def save(self, path: str | Path, started: datetime | None = None, **files: Any) -> Run:
         """Write a run folder: the table of heads, all samples, the table of tests. Raises UnwritableOutput."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from interp.heads.scores import model_record
 from interp.knob.knob import Knob
 from interp.runs import Run, load_run, save_run
 from interp.stats import Interval, wilson_interval
-from interp.tables import html_table
+from interp.tables import in_notebook
 from interp.tasks.context_prior import INTENTS, ContextItem, ContextItems, PromptForm, context_prompts
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import Edit
@@ -102,7 +101,7 @@ class Behaviour:
         return pd.DataFrame(rows)
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{html_table(self.frame)}"
+        return in_notebook(self, self.frame)
 
     def plot(self) -> go.Figure:
         """Rates of answers along the value of the coordinate; by setting where no values were measured."""

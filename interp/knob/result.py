@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +15,7 @@ from interp.errors import BadInput, UnreadableFile, choose
 from interp.knob.behaviour import Behaviour, outcome_indices, read_outcomes
 from interp.knob.knob import Knob
 from interp.runs import Run, load_run, save_run
-from interp.tables import html_table
+from interp.tables import in_notebook
 from interp.tasks.context_prior import INTENTS, ContextItem, ContextItems, PromptForm
 from interp.tracing.edits import Edit
 
@@ -96,8 +95,8 @@ class KnobResult:
         return items.keep([_contradiction(item) not in seen for item in items], FITTED_ON)
 
     def _repr_html_(self) -> str:
-        behaviour = "" if self.behaviour is None else html_table(self.behaviour.frame)
-        return f"<p>{escape(repr(self))}</p>{html_table(self.frame)}{behaviour}"
+        behaviour = [] if self.behaviour is None else [self.behaviour.frame]
+        return in_notebook(self, self.frame, *behaviour)
 
     def plot(self, what: Figure = "layers") -> go.Figure:
         """`"layers"`: interchange accuracy by layer; `"coordinates"`: histograms by intent. Raises BadInput."""

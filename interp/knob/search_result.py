@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +14,7 @@ import pandas as pd
 
 from interp.errors import UnreadableFile
 from interp.runs import Run, load_run, save_run
-from interp.tables import html_table
+from interp.tables import in_notebook
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -111,7 +110,7 @@ class LayerSearch:
         return pd.DataFrame(rows)
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{html_table(self.summary)}"
+        return in_notebook(self, self.summary)
 
     def plot(self) -> go.Figure:
         """The read-out after every block under the layers that were found."""
@@ -169,7 +168,7 @@ class ExhaustiveSearch:
         return rows.sort_values("p_source", ascending=False).start.tolist()
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{html_table(self.frame, 20)}"
+        return in_notebook(self, self.frame)
 
     def plot(self) -> go.Figure:
         """Heat maps of the source's answer, first by last layer of the patched range."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from interp.knob.behaviour import BATCH, columns
 from interp.knob.knob import Knob
 from interp.runs import Run, load_run, save_run
 from interp.stats import bootstrap_interval, wilson_interval
-from interp.tables import html_table
+from interp.tables import in_notebook
 from interp.tasks.context_prior import INTENTS
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import Edit
@@ -51,7 +50,7 @@ class SideEffects:
         return f"SideEffects(worst change {worst.change:+.3g}: {worst.task} set to {worst.setting})"
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{html_table(self.frame)}"
+        return in_notebook(self, self.frame)
 
     def plot(self) -> go.Figure:
         """Bars of right answers by task and setting."""

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from interp.heads.scores import model_record
 from interp.knob.knob import STEERED, Knob, coordinates
 from interp.next_token import decoded, one_row
 from interp.runs import Run, load_run, save_run
-from interp.tables import html_table
+from interp.tables import in_notebook
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import add
 from interp.tracing.model import Model
@@ -86,7 +85,7 @@ class Steering:
         return found
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{html_table(self.frame)}"
+        return in_notebook(self, self.frame)
 
     def plot(self) -> go.Figure:
         """Bars of the answers' probabilities: without, at the value, and under the controls with their range."""

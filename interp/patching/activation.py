@@ -26,6 +26,7 @@ from interp.patching.pairs import against_clean, batches, bound, check_pairs, co
 from interp.patching.sweep import ExecutorName, sweep
 from interp.patching.units import By, Direction, Unit, check_choices, patching_units, position_labels
 from interp.runs import Journal, Run, load_run, save_run
+from interp.tables import in_notebook
 from interp.tasks.prompts import PromptSet
 from interp.tracing.edits import Edit, patch, swap_subspace
 from interp.tracing.model import Model
@@ -92,7 +93,7 @@ class PatchingResult:
         return pd.DataFrame(columns).assign(n=self.n)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.head(20).to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
     def plot(self, column: str = "normalised_ratio_of_means") -> go.Figure:
         """Heat map of a column of the frame, layers downwards; raises BadInput for a column it does not have."""

@@ -30,6 +30,7 @@ from interp.metrics import BoundMetric, Metric
 from interp.patching.eap_graph import EdgeGraph, GraphShape
 from interp.patching.pairs import batches, bound, check_pairs, corrupted, differentiable, measured
 from interp.runs import Run, load_run, save_run
+from interp.tables import in_notebook
 from interp.tasks.prompts import PromptSet
 from interp.tracing.backends.attachment import output_weights
 from interp.tracing.edits import Edit, patch
@@ -93,7 +94,7 @@ class EdgeScores:
         return EdgeGraph.scored(self.shape, -self.scores)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.head(20).to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
     def plot(self) -> go.Figure:
         """Heat map of the scores, sources downwards and destinations to the right."""

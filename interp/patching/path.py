@@ -33,6 +33,7 @@ from interp.patching.pairs import against_clean, batches, bound, check_pairs, co
 from interp.patching.senders import Head, receiver_edits
 from interp.patching.sweep import ExecutorName, sweep
 from interp.runs import Journal, Run, load_run, save_run, staged
+from interp.tables import in_notebook
 from interp.tasks.prompts import PromptSet
 from interp.tracing.frame import Positions, check_positions, positions_of
 from interp.tracing.model import Model
@@ -113,7 +114,7 @@ class PathPatchingResult:
             np.save(stream, -100 * np.nan_to_num(self.effects), allow_pickle=False)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.head(20).to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
     def plot(self) -> go.Figure:
         """Heat map of the effects, layer by head."""

@@ -31,6 +31,7 @@ from interp.patching.request import Group, Request, check
 from interp.patching.shared import Shared, refusal
 from interp.patching.work import Executor, Work
 from interp.runs import Journal, Run, load_run, save_run
+from interp.tables import in_notebook
 from interp.tracing.batch import Prompts
 from interp.tracing.edit_files import load_edits, save_edits
 from interp.tracing.edits import Edit
@@ -75,7 +76,7 @@ class SweepResult:
         return frame
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.head(12).to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
     def save(self, path: str | Path) -> Run:
         """Write a run folder: the table, the arrays, and the edits with their tensors. Raises UnwritableOutput."""

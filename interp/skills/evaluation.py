@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +20,7 @@ from interp.skills.calibration import confidences, expected_calibration_error, r
 from interp.skills.mask import GraftMask
 from interp.skills.pairs import check_pair, refuse_encoder
 from interp.stats import wilson_interval
+from interp.tables import in_notebook
 from interp.tasks.classification import Classification
 from interp.tracing.model import Model
 
@@ -163,7 +163,7 @@ class Evaluation:
         return reliability_diagram(self, split) if what == "reliability" else budget_curves(self, what, split)
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{self.frame.to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
 
 def evaluate(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -24,6 +23,7 @@ from interp.errors import BadInput, UnreadableFile, choose
 from interp.runs import Run, load_run, require_writable, save_run, staged
 from interp.skills.pairs import independent_copy, refuse_encoder, trainable, write_model
 from interp.stats import wilson_interval
+from interp.tables import in_notebook
 from interp.tasks.classification import Classification, Examples, label_logits
 from interp.tracing.loading import load
 from interp.tracing.model import Model
@@ -98,7 +98,7 @@ class FineTuning:
         return cls(run.path / MODEL_FOLDER, run.frame, record.parameters, record.model, run.table("scores"))
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{self.scores.to_html(index=False)}"
+        return in_notebook(self, self.scores)
 
 
 def finetune(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +23,7 @@ from interp.skills.mask import GraftMask
 from interp.skills.pairs import check_pair, refuse_encoder, trainable
 from interp.skills.relaxation import Relaxation
 from interp.skills.selection import budget, largest, movement
+from interp.tables import in_notebook
 from interp.tasks.classification import Classification
 from interp.tracing.model import Model
 
@@ -87,7 +87,7 @@ class Localization:
         return cls(mask, run.table("history"), run.record.parameters, run.record.model)
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{self.history.to_html(index=False)}"
+        return in_notebook(self, self.history)
 
 
 def localize(

@@ -33,6 +33,7 @@ from interp.skills.lofit_offsets import HeadOffsets
 from interp.skills.lofit_skill import Skill
 from interp.skills.lofit_training import Recipe, check_prompts
 from interp.stats import wilson_interval
+from interp.tables import in_notebook
 from interp.tracing.model import Model
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ RESAMPLES = 2_000
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Lofit:
     """A study. `frame` has a row a condition, number of heads and seed; the untouched model comes first.
 
@@ -141,8 +142,12 @@ class Lofit:
         right = run.array("right", len(run.frame), None).astype(float)
         return cls(run.frame, right, selections, offsets, run.record.model, about)
 
+    def __repr__(self) -> str:
+        counts, seeds = ", ".join(map(str, self.parameters["counts"])), len(self.selections)
+        return f"Lofit({self.parameters['skill']} on {self.model['name']}: {counts} heads, {seeds} seeds)"
+
     def _repr_html_(self) -> str:
-        return self.frame.to_html(index=False)
+        return in_notebook(self, self.frame)
 
 
 def _heads_file(seed: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from interp.skills.finetune import finetune
 from interp.skills.localize import localize
 from interp.skills.mask import GraftMask, union
 from interp.stats import Interval, bootstrap_interval, wilson_interval
+from interp.tables import in_notebook
 from interp.tasks.classification import Classification
 from interp.tracing.model import Model
 
@@ -93,7 +93,7 @@ class Overlap:
         return cls(names, shared, int(run.record.parameters["size"]), run.record.model)
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{self.frame.to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
 
 def overlap(masks: Mapping[str, GraftMask]) -> Overlap:
@@ -167,7 +167,9 @@ class Continual:
     seed: int = 0
 
     def __repr__(self) -> str:
-        return f"Continual({', '.join(self.parameters['tasks'])}: {self.forgetting.to_dict('records')})"
+        drops = self.forgetting.groupby("method", sort=False)["drop"].mean()
+        lost = ", ".join(f"{method} {drop:.3f}" for method, drop in drops.items())
+        return f"Continual({', '.join(self.parameters['tasks'])}: accuracy lost on average: {lost})"
 
     @property
     def forgetting(self) -> pd.DataFrame:
@@ -205,7 +207,7 @@ class Continual:
         return continual_curves(self)
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{self.frame.to_html(index=False)}"
+        return in_notebook(self, self.frame, self.forgetting)
 
 
 def continual(

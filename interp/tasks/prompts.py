@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import BadInput, UnreadableFile, choose
 from interp.runs import staged
-from interp.tables import html_table, shortened
+from interp.tables import in_notebook
 from interp.tasks.encoding import Span, encode, following
 
 if TYPE_CHECKING:
@@ -140,13 +139,13 @@ class PromptSet:
     def _repr_html_(self) -> str:
         import pandas as pd
 
-        columns: dict[str, Sequence[Any]] = {"prompt": [shortened(text) for text in self.texts]}
+        columns: dict[str, Sequence[Any]] = {"prompt": self.texts}
         columns["tokens"] = [len(row) for row in self.tokens]
         columns |= {name: of for name, of in (("answer", self.answers), ("distractor", self.distractors)) if of}
         columns |= {role: [_place(span) for span in spans] for role, spans in self.spans.items()}
         if self.counterfactual is not None:
-            columns["counterfactual"] = [shortened(text) for text in self.counterfactual.texts]
-        return f"<p>{escape(repr(self))}</p>{html_table(pd.DataFrame(columns), most=SHOWN)}"
+            columns["counterfactual"] = self.counterfactual.texts
+        return in_notebook(self, pd.DataFrame(columns), most=SHOWN)
 
     def select(self, indices: Sequence[int]) -> PromptSet:
         """The prompts at `indices`, in that order, with everything that belongs to them. Raises BadInput."""

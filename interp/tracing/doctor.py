@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import SiteDidNotFire
+from interp.tables import in_notebook
 from interp.tracing.architectures import Block
 from interp.tracing.backends.kernel_tap import Kernel, kernel_tap
 from interp.tracing.batch import Prompts
@@ -48,7 +49,7 @@ class Check:
         return "refused" if self.error is None else "pass" if self.ok else "FAIL"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     """Result of `Model.doctor()`."""
 
@@ -66,8 +67,12 @@ class Diagnosis:
     def __str__(self) -> str:
         return self.frame.to_string(index=False)
 
+    def __repr__(self) -> str:
+        failed = sum(not check.ok for check in self.checks)
+        return f"Diagnosis({len(self.checks)} checks, {failed} failed)"
+
     def _repr_html_(self) -> str:
-        return self.frame.to_html(index=False)
+        return in_notebook(self, self.frame)
 
 
 def diagnose(model: Model, prompts: Prompts | None = None) -> Diagnosis:

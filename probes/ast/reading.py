@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from interp.errors import BadInput
+from interp.tables import in_notebook
 from interp.tracing.model import Model
 from probes.ast.corpus import Snippet
 from probes.ast.decode import recovered, shaped
@@ -77,7 +78,7 @@ class ReadCode:
         return trees(self.snippet, self.predicted[reader])
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
 
 def read_code(

@@ -15,6 +15,7 @@ import torch
 
 from interp.errors import BadInput, UnreadableFile, choose
 from interp.runs import Run, load_run, save_run
+from interp.tables import in_notebook
 from probes.ast.decode import balanced, right_branching
 from probes.ast.leaves import EMBEDDING
 from probes.ast.probe import AstProbe, Labels
@@ -138,7 +139,7 @@ class AstStudy:
         return by_layer_and_rank(self)
 
     def _repr_html_(self) -> str:
-        return self.comparisons().to_html(index=False) + self.curve(PROBE).to_html(index=False)
+        return in_notebook(self, self.comparisons(), self.curve(PROBE))
 
     def save(self, path: str | Path, started: datetime | None = None) -> Run:
         """Write a run folder: the table, all functions' F1, the probes, and the tables of types and comparisons."""

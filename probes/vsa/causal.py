@@ -29,6 +29,7 @@ from interp.errors import BadInput, UnreadableFile
 from interp.heads.scores import model_record
 from interp.runs import Run, load_run, save_run
 from interp.stats import bootstrap_means
+from interp.tables import in_notebook
 from interp.tasks.analogies import Structure
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
@@ -68,7 +69,7 @@ class CausalCheck:
         return f"CausalCheck({self.model['name']} at {self.site}: {self.frame.n.max()} prompts)"
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.beyond_random().to_html(index=False)}"
+        return in_notebook(self, self.beyond_random())
 
     def beyond_random(self) -> pd.DataFrame:
         """By direction and strength, how much more often the answer follows than along random directions.

@@ -11,6 +11,7 @@ import pandas as pd
 
 from interp.errors import BadInput
 from interp.next_token import NextToken, next_token
+from interp.tables import in_notebook
 from interp.tasks.encoding import encode
 from interp.tracing.model import Model
 from probes.vsa.codebook import Codebook
@@ -46,7 +47,7 @@ class DecodedText:
         return decoded_bars(self.frame, self.chance)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.frame.to_html(index=False)}"
+        return in_notebook(self, self.frame)
 
 
 def read_text(

@@ -19,6 +19,7 @@ from interp.heads.scores import model_record
 from interp.next_token import one_row
 from interp.runs import Run, load_run, save_run
 from interp.stats import bootstrap_means
+from interp.tables import in_notebook
 from interp.tasks.analogies import ROLE, Structure, structures
 from interp.tasks.prompts import PromptSet
 from interp.tracing.model import Model
@@ -80,7 +81,7 @@ class HyperdimensionalProbe:
         return f"HyperdimensionalProbe({self.model['name']}: {self.codebook!r}, {counts})"
 
     def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>{self.summary().to_html(index=False)}"
+        return in_notebook(self, self.summary())
 
     def summary(self, subset: str = "all") -> pd.DataFrame:
         """One row a method, one column a metric. Raises BadInput for a subset that is not there."""
