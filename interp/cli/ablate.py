@@ -14,10 +14,22 @@ import typer
 
 from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed, numbers
+from interp.cli.options import (
+    Attention,
+    Device,
+    DType,
+    Json,
+    ModelName,
+    Resume,
+    Revision,
+    Seed,
+    new_run,
+    numbers,
+    out_option,
+)
 from interp.cli.score import LONGEST_DEFAULT, Tests, interruptible
 from interp.errors import BadInput, UnreadableFile
-from interp.runs import Journal, require_free
+from interp.runs import Journal
 from kernels.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -99,9 +111,7 @@ def ablate(
     haystack: HaystackPath = None,
     prompts: PromptFile = None,
     controls: Controls = 5,
-    to: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the new run.", show_default="runs/MODEL-ablation")
-    ] = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-ablation")] = None,
     resume: Resume = False,
     device: Device = None,
     dtype: DType = None,
@@ -130,8 +140,7 @@ def ablate(
     grid = (numbers("--lengths", lengths, int), numbers("--depths", depths, float), needles)
     tests = Tests("copy" if task == "copy" else "needle", *grid, needle_file, haystack, prompts)
     wanted, named = numbers("--counts", counts, int), parse_heads(heads)
-    run = to or Path("runs") / f"{Path(model).resolve().name}-ablation"
-    require_free(run)
+    run = new_run(to, model, "ablation")
 
     started = datetime.now(timezone.utc)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)

@@ -10,10 +10,10 @@ import typer
 
 from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Device, DType, Json, ModelName, Resume, Revision, Seed, numbers
+from interp.cli.options import Device, DType, Json, ModelName, Resume, Revision, Seed, new_run, numbers, out_option
 from interp.cli.score import LONGEST_DEFAULT, MASK_FILE, interruptible
 from interp.errors import BadInput
-from interp.runs import Journal, require_free
+from interp.runs import Journal
 from kernels.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -59,9 +59,7 @@ def cache(
     needles: Annotated[int, typer.Option(help="Needles to hide, each at every length and depth.", min=1)] = 5,
     seeds: Annotated[int, typer.Option(help="Draws of random heads kept instead.", min=0)] = 5,
     chunk: Annotated[int, typer.Option(help="Tokens of a prompt that run at once.", min=1)] = 512,
-    to: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the new run.", show_default="runs/MODEL-cache")
-    ] = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-cache")] = None,
     resume: Resume = False,
     device: Device = None,
     dtype: DType = None,
@@ -75,8 +73,7 @@ def cache(
     """
     counts, at = numbers("--heads", heads, int), numbers("--depths", depths, float)
     wanted = numbers("--lengths", lengths, int)
-    run = to or Path("runs") / f"{Path(model).resolve().name}-cache"
-    require_free(run)
+    run = new_run(to, model, "cache")
 
     from interp.heads.formats import write_mask
     from interp.tasks.needle import needle_prompts

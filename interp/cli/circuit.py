@@ -20,17 +20,15 @@ from interp.cli.circuit_options import (
     Reference,
     Size,
     Test,
-    To,
     discovered,
     is_bundled,
 )
 from interp.cli.console import emit, out, progress, say, show_facts, show_frame, show_written
 from interp.cli.edges import edges
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
+from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, new_run, out_option
 from interp.cli.reuse import reuse
 from interp.errors import BadInput
-from interp.runs import require_free
 
 if TYPE_CHECKING:
     from interp.circuits.curve import FaithfulnessCurve
@@ -64,7 +62,7 @@ def ioi(
     effect: Effect = 0.02,
     attention_at_least: Attend = 0.3,
     copy: Copy = 0.5,
-    to: To = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-ioi-circuit")] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
@@ -73,8 +71,7 @@ def ioi(
     json: Json = False,
 ) -> None:
     """Find the circuit of indirect object identification by path patching, stage by stage, and evaluate it."""
-    if to is not None:
-        require_free(to)
+    run = new_run(to, model, "ioi-circuit")
     from interp.circuits.discovery import Thresholds
     from interp.circuits.ioi import REFERENCE, ioi_circuit, ioi_knockout
     from interp.tasks.ioi import ioi_prompts
@@ -99,7 +96,7 @@ def ioi(
 
     thresholds = Thresholds(effect, attention_at_least, copy)
     found = discovered(ioi_circuit, loaded, draw(prompts, seed), thresholds, seed)
-    _report(found, knockout if test else None, size, random, to, started, json, {"style": chosen, "order": order})
+    _report(found, knockout if test else None, size, random, run, started, json, {"style": chosen, "order": order})
 
 
 @app.command("colored-objects")
@@ -114,7 +111,7 @@ def colored_objects(
     effect: Effect = 0.02,
     attention_at_least: Attend = 0.3,
     copy: Copy = 0.5,
-    to: To = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-objects-circuit")] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
@@ -123,8 +120,7 @@ def colored_objects(
     json: Json = False,
 ) -> None:
     """Find the circuit that answers what colour an object has, by the stages of IOI, and evaluate it."""
-    if to is not None:
-        require_free(to)
+    run = new_run(to, model, "objects-circuit")
     from interp.circuits.colored_objects import REFERENCE, colored_objects_circuit, colored_objects_knockout
     from interp.circuits.discovery import Thresholds
     from interp.tasks.colored_objects import colored_object_prompts
@@ -144,7 +140,7 @@ def colored_objects(
 
     thresholds = Thresholds(effect, attention_at_least, copy)
     found = discovered(colored_objects_circuit, loaded, draw(prompts, seed), thresholds, seed)
-    _report(found, knockout if test else None, size, random, to, started, json, {"style": chosen})
+    _report(found, knockout if test else None, size, random, run, started, json, {"style": chosen})
 
 
 def _report(
@@ -152,7 +148,7 @@ def _report(
     knockout: Callable[[str | None], Knockout] | None,
     size: int | None,
     random: int,
-    to: Path | None,
+    run: Path,
     started: datetime,
     json: bool,
     about: dict[str, Any],
@@ -166,12 +162,11 @@ def _report(
         if knockout is not None and (made := _evaluated(found, knockout, scope, size, random)) is not None:
             evaluations[scope], curves[scope] = made
     study = CircuitStudy(found, evaluations, curves)
-    if to is not None:
-        study.save(to, started)
+    study.save(run, started)
     if json:
         emit(
             {
-                "run": None if to is None else str(to),
+                "run": str(run),
                 "task": found.task,
                 "model": found.model,
                 "accuracy": found.accuracy,
@@ -183,7 +178,7 @@ def _report(
             }
         )
         return
-    _show(study, to)
+    _show(study, run)
 
 
 def _evaluated(
@@ -213,7 +208,7 @@ def _document(study: CircuitStudy, scope: str) -> dict[str, Any]:
     return {**evaluation.summary(), **areas, "parameters": evaluation.parameters, **tables}
 
 
-def _show(study: CircuitStudy, to: Path | None) -> None:
+def _show(study: CircuitStudy, run: Path) -> None:
     found = study.discovery
     roles = {role: " ".join(f"{a}.{b}" for a, b in heads) for role, heads in found.by_role.items()}
     facts = {"accuracy": f"{found.accuracy:.3f}", "contrast": found.contrast}
@@ -230,5 +225,4 @@ def _show(study: CircuitStudy, to: Path | None) -> None:
             out.print(f"Random circuits keep {kept.mean():.3f} on average, {kept.max():.3f} at most.", markup=False)
         show_frame("completeness", evaluation.completeness)
         show_frame("minimality", evaluation.minimality)
-    if to is not None:
-        show_written(run=to)
+    show_written(run=run)

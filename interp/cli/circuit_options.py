@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from interp.tasks.prompts import PromptSet
     from interp.tracing.model import Model
 
-To = Annotated[Path | None, typer.Option("--out", help="Folder of a new run.", show_default=False)]
 Prompts = Annotated[int, typer.Option("--prompts", help="Prompts to find the circuit on.", min=2)]
 Test = Annotated[int, typer.Option("--test", help="Fresh prompts to evaluate it on; 0 leaves that out.", min=0)]
 Reference = Annotated[

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from interp.cli.circuit_options import To
 from interp.cli.console import emit, progress, show_facts, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
+from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, new_run, out_option
 from interp.cli.patch import TASKS, named_metrics, task_prompts
 from interp.errors import BadInput
-from interp.runs import require_free
 
 if TYPE_CHECKING:
     from interp.patching.eap import EdgeScores
@@ -45,7 +43,7 @@ def edges(
         bool, typer.Option(help="Score the edges for the answers of other prompts too, as a control.")
     ] = True,
     rows: Annotated[int, typer.Option(help="Edges to show.", min=1)] = 15,
-    to: To = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-edges")] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
@@ -59,8 +57,7 @@ def edges(
     measures = named_metrics(metric)
     if len(measures) != 1:
         raise BadInput(f"--metric {metric}: edges are scored for one metric")
-    if to is not None:
-        require_free(to)
+    run = new_run(to, model, "edges")
     from interp.patching.eap import edge_scores
     from interp.patching.eap_control import with_control
 
@@ -72,12 +69,11 @@ def edges(
     if control:
         with progress("scoring them for other answers") as report:
             scores = with_control(loaded, pairs, measures[0], scores, seed=seed, progress=report)
-    if to is not None:
-        scores.save(to, started)
+    scores.save(run, started)
     if json:
-        emit({"run": None if to is None else str(to), "task": task, **_document(scores)})
+        emit({"run": str(run), "task": task, **_document(scores)})
     else:
-        _show(scores, task, rows, to)
+        _show(scores, task, rows, run)
 
 
 def _document(scores: EdgeScores) -> dict[str, Any]:
@@ -92,11 +88,10 @@ def _document(scores: EdgeScores) -> dict[str, Any]:
     }
 
 
-def _show(scores: EdgeScores, task: str, rows: int, to: Path | None) -> None:
+def _show(scores: EdgeScores, task: str, rows: int, run: Path) -> None:
     facts = {"edges": int(scores.shape.edges.sum()), f"{scores.metric}, all corrupted": f"{scores.change.mean():+.3f}"}
     if scores.control is not None:
         facts["largest score for other answers"] = f"{abs(scores.control).max():.3f}"
     show_facts(f"{task} edges of {scores.model['name']}, {scores.method}, n={scores.n}", facts)
     show_frame("the largest scores: estimated change of the metric without an edge", scores.frame.head(rows))
-    if to is not None:
-        show_written(run=to)
+    show_written(run=run)

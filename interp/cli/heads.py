@@ -13,12 +13,12 @@ from interp.cli.ablate import ablate
 from interp.cli.cache import cache
 from interp.cli.console import emit, out, say, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Json, Out
+from interp.cli.options import Json, new_run, out_option
 from interp.cli.prune import prune
 from interp.cli.roles import roles
 from interp.cli.score import MASK_FILE, score
 from interp.errors import BadInput, UnreadableFile
-from interp.runs import load_run, require_writable
+from interp.runs import load_run, require_free
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +37,15 @@ Source = Annotated[
     Path, typer.Argument(help="A run of `heads score`, or a mask file of any format.", show_default=False)
 ]
 Format = Annotated[str | None, typer.Option("--format", help="File format.", show_default="recognised from the file")]
+
+ENDINGS = {
+    "duo": "-duo",
+    "headkv": "_retrieval_heads.json",
+    "json": ".json",
+    "npy": ".npy",
+    "safetensors": ".safetensors",
+}
+"""By format, how the name of an exported file ends; some formats are told by it."""
 
 
 @app.command()
@@ -68,7 +77,6 @@ def export_mask(
     format_: Annotated[
         str, typer.Option("--format", help="json, safetensors, retrieval-head, qrhead, duo, razor, headkv or npy.")
     ],
-    to: Out,
     threshold: Annotated[
         float | None, typer.Option(help="Select the heads that score at least this.", show_default=False)
     ] = None,
@@ -80,6 +88,7 @@ def export_mask(
         Literal["max", "mean"] | None,
         typer.Option(help="Score key/value heads by the max or mean of their query heads.", show_default=False),
     ] = None,
+    to: Annotated[Path | None, out_option("runs/SOURCE-FORMAT", "The new file, or folder of duo.")] = None,
     json: Json = False,
 ) -> None:
     """Write a mask in a format that other tools read, such as duo for kvpress."""
@@ -87,7 +96,8 @@ def export_mask(
 
     if sum(option is not None for option in (threshold, top, sparsity)) > 1:
         raise BadInput("--threshold, --top and --sparsity are ways to select heads; give one")
-    require_writable(to)
+    to = to or Path("runs") / f"{source.resolve().stem}{ENDINGS.get(format_, f'-{format_}.json')}"
+    require_free(to)
     mask = read(source)
     if kv is not None:
         mask = mask.to_kv(kv)
@@ -105,14 +115,14 @@ def export_mask(
 def import_mask(
     file: Annotated[Path, typer.Argument(help="Mask file or folder of another tool.", show_default=False, exists=True)],
     model: Annotated[str, typer.Option(help="The model whose heads it scores.", show_default=False)],
-    to: Out,
+    to: Annotated[Path | None, out_option("runs/MODEL-mask.json", "The new file.")] = None,
     format_: Format = None,
     json: Json = False,
 ) -> None:
     """Read another tool's mask, check that it fits the model, and write it in our own format."""
     from interp.heads.formats import read_mask, write_mask
 
-    require_writable(to)
+    to = new_run(to, model, "mask.json")
     loaded = load_model(model)
     spec = loaded.spec
     mask = read_mask(file, format_, like=spec).check(spec, loaded.fingerprint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,14 +16,12 @@ from interp.cli.knob_options import (
     Form,
     Shots,
     Task,
-    Where,
     Wording,
     material,
-    new_run,
     rates,
 )
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, numbers
+from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, new_run, numbers, out_option
 
 if TYPE_CHECKING:
     from interp.knob import KnobResult
@@ -44,7 +43,7 @@ def search(
     wording: Wording = None,
     shots: Shots = 0,
     chat: Chat = None,
-    to: Where = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-knob-search")] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
@@ -53,7 +52,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Which layers' attention decides: two binary searches and a refinement for each setting."""
-    run, started = new_run(to, model, "knob-search")
+    run, started = new_run(to, model, "knob-search"), datetime.now(timezone.utc)
     items, said = material(model, task, n, shots, form, wording, chat, seed)
     from interp.knob import search_exhaustively, search_layers
 
@@ -91,7 +90,7 @@ def fit(
     wording: Wording = None,
     shots: Shots = 0,
     chat: Chat = None,
-    to: Where = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-knob")] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
@@ -100,7 +99,7 @@ def fit(
     json: Json = False,
 ) -> None:
     """Fit a knob after every layer, beside its baselines, and write a run with the best one in it."""
-    run, started = new_run(to, model, "knob")
+    run, started = new_run(to, model, "knob"), datetime.now(timezone.utc)
     items, said = material(model, task, n, shots, form, wording, chat, seed)
     chosen = numbers("--layers", layers, int)
     from interp.knob import Training, fit_knob

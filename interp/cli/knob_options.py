@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from interp.errors import BadInput
-from interp.runs import require_free
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,14 +29,6 @@ Chat = Annotated[
     bool | None,
     typer.Option("--chat/--no-chat", help="Use the chat template.", show_default="where there is one"),
 ]
-Where = Annotated[Path | None, typer.Option("--out", help="Folder of the new run.", show_default="runs/MODEL-knob…")]
-
-
-def new_run(to: Path | None, model: str, kind: str) -> tuple[Path, datetime]:
-    """Where the run goes, checked before the work, and when that began."""
-    run = to or Path("runs") / f"{Path(model).resolve().name}-{kind}"
-    require_free(run)
-    return run, datetime.now(timezone.utc)
 
 
 def material(

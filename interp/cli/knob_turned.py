@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,14 +16,12 @@ from interp.cli.knob_options import (
     Form,
     Shots,
     Task,
-    Where,
     Wording,
     material,
-    new_run,
     rates,
 )
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, numbers
+from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, new_run, numbers, out_option
 from interp.errors import BadInput
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def evaluate(
     wording: Wording = None,
     shots: Shots = 0,
     chat: Chat = None,
-    to: Where = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-knob-eval")] = None,
     seed: Seed = 1,
     device: Device = None,
     dtype: DType = None,
@@ -73,7 +72,7 @@ def evaluate(
 
     Items that the knob was fitted on are left out, which is said.
     """
-    run, started = new_run(to, model, "knob-eval")
+    run, started = new_run(to, model, "knob-eval"), datetime.now(timezone.utc)
     tried = numbers("--values", values, float)
     turned = read_knob(knob, layer, context, prior)
     items, said = material(model, task, n, shots, form, wording, chat, seed)
@@ -100,7 +99,7 @@ def side_effects(
     context: ContextValue = None,
     prior: PriorValue = None,
     layer: Layer = None,
-    to: Where = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-knob-side-effects")] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
@@ -109,7 +108,7 @@ def side_effects(
     json: Json = False,
 ) -> None:
     """What setting the knob costs tasks that have nothing to do with it."""
-    run, started = new_run(to, model, "knob-side-effects")
+    run, started = new_run(to, model, "knob-side-effects"), datetime.now(timezone.utc)
     turned = read_knob(knob, layer, context, prior)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
     prompts = {name.strip(): _unrelated(loaded, model, name.strip(), n, seed) for name in tasks.split(",")}

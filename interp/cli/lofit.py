@@ -11,7 +11,7 @@ import typer
 
 from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Device, DType, Json, ModelName, Out, Seed, numbers
+from interp.cli.options import Device, DType, Json, ModelName, Seed, new_run, numbers, out_option
 from interp.cli.task_options import TaskOptions
 from interp.errors import BadInput, choose
 from interp.runs import require_free, require_writable
@@ -29,7 +29,6 @@ TASK_HELP = "memory (pocket only), sentiment, entailment, topic, :DOMAIN after i
 
 def lofit(
     model: ModelName,
-    to: Out,
     task: Annotated[str, typer.Option(help=TASK_HELP)] = MEMORY,
     other: Annotated[str, typer.Option(help="Another task, whose heads are a control.", show_default=False)] = "",
     recipe: Annotated[
@@ -60,13 +59,14 @@ def lofit(
     template: Annotated[str, typer.Option(help="Prompt of a JSONL task, with {text} and {pair}.")] = "",
     words: Annotated[str, typer.Option(help="Words of a JSONL task's labels: positive=great,negative=terrible.")] = "",
     sizes: Annotated[str, typer.Option(help="Examples of a task, such as train=512,test=256.")] = "",
+    to: Annotated[Path | None, out_option("runs/MODEL-lofit")] = None,
     device: Device = None,
     dtype: DType = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Select heads, fit their offsets, and compare with what needs no selection; all into a new run."""
-    require_free(to)
+    run = new_run(to, model, "lofit")
     if save is not None:
         require_free(save)
     if top_heads is not None:
@@ -97,15 +97,15 @@ def lofit(
             seed=seed,
             progress=report,
         )
-    result.save(to, started)
+    result.save(run, started)
     if top_heads is not None:
         write_top_heads(result.selections[draws[0]], top_heads)
     try:
         saved = None if save is None else _save(loaded, result, save)
     except BadInput:
-        say(f"The run is in {to}; the folded model was not written.")
+        say(f"The run is in {run}; the folded model was not written.")
         raise
-    _show(result, to, saved, json)
+    _show(result, run, saved, json)
 
 
 def _recipe(name: str, model: str) -> Recipe:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from interp.errors import BadInput
+from interp.runs import require_free
 
 ModelName = Annotated[str, typer.Argument(help="pocket, a local folder or a hub id.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")]
@@ -24,7 +25,19 @@ Attention = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.", show_default=False)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted job of the same --out.")]
-Out = Annotated[Path, typer.Option("--out", help="Where the result is written.", show_default=False)]
+
+
+def out_option(default: str, what: str = "Folder of the new run.") -> Any:
+    """The option --out, which says in the help where the result goes without it."""
+    return typer.Option("--out", help=what, show_default=default)
+
+
+def new_run(to: Path | None, of: str | Path, kind: str) -> Path:
+    """Where the run goes: `to`, or runs/OF-KIND. Raises UnwritableOutput where there is something already."""
+    run = to or Path("runs") / f"{Path(of).resolve().name}-{kind}"
+    require_free(run)
+    return run
+
 
 Number = TypeVar("Number", int, float)
 

@@ -10,9 +10,9 @@ import typer
 
 from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed
+from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed, new_run, out_option
 from interp.errors import BadInput
-from interp.runs import Journal, require_free
+from interp.runs import Journal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,9 +67,7 @@ def patch(
     corruption: Annotated[str, typer.Option(help="Ioi: what the counterfactual changes, such as ABC.")] = "S2->IO",
     steps: Annotated[int, typer.Option(help="Gradients a layer of --method ig.", min=1)] = 10,
     rows: Annotated[int, typer.Option(help="Patches to show.", min=1)] = 15,
-    to: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the new run.", show_default="runs/MODEL-patch-SITE-BY")
-    ] = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-patch-SITE-BY")] = None,
     resume: Resume = False,
     seed: Seed = 0,
     device: Device = None,
@@ -84,8 +82,7 @@ def patch(
         raise BadInput(f"--task {task} is neither a prompt file nor one of {', '.join(TASKS)}")
     if resume and method != "exact":
         raise BadInput(f"--method {method} takes seconds and keeps no journal; start it again without --resume")
-    run = to or Path("runs") / f"{Path(model).resolve().name}-patch-{site}-{by}"
-    require_free(run)
+    run = new_run(to, model, f"patch-{site}-{by}")
     from interp.patching.activation import activation_patching
     from interp.patching.attribution import attribution_patching
 

@@ -14,9 +14,20 @@ import typer
 from interp.cli import syntax, verify, vsa
 from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed, numbers
+from interp.cli.options import (
+    Attention,
+    Device,
+    DType,
+    Json,
+    ModelName,
+    Resume,
+    Revision,
+    Seed,
+    new_run,
+    numbers,
+    out_option,
+)
 from interp.errors import BadInput
-from interp.runs import require_free
 
 if TYPE_CHECKING:
     from interp.tasks.labelled import LabelledTexts
@@ -42,7 +53,6 @@ Place = Annotated[
     Literal["last", "mean"], typer.Option("--at", help="Read the last token, or the mean over all tokens.")
 ]
 Chunk = Annotated[int, typer.Option(help="Texts in one forward pass.", min=1)]
-To = Annotated[Path | None, typer.Option("--out", help="Folder of the new run.", show_default="runs/MODEL-…")]
 
 
 @app.command()
@@ -80,7 +90,7 @@ def depth(
     folds: FoldCount = 5,
     balanced: Balanced = False,
     chunk: Chunk = 32,
-    to: To = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-depth")] = None,
     resume: Resume = False,
     device: Device = None,
     dtype: DType = None,
@@ -90,8 +100,7 @@ def depth(
     json: Json = False,
 ) -> None:
     """At which depth can concepts be read? Curves with controls, jump and converging points, perturbations."""
-    run = to or Path("runs") / f"{Path(models[0]).resolve().name}-depth"
-    require_free(run)
+    run = new_run(to, models[0], "depth")
 
     from probes.depth import concept_depth
     from probes.perturbations import Perturbation
@@ -140,7 +149,7 @@ def linear(
     folds: FoldCount = 5,
     balanced: Balanced = False,
     chunk: Chunk = 32,
-    to: To = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-DATA-probes")] = None,
     resume: Resume = False,
     device: Device = None,
     dtype: DType = None,
@@ -150,8 +159,7 @@ def linear(
     json: Json = False,
 ) -> None:
     """Cross-validate probes of any sites on your own labels, and keep the probes' directions."""
-    run = to or Path("runs") / f"{Path(model).resolve().name}-{data.stem}-probes"
-    require_free(run)
+    run = new_run(to, model, f"{data.stem}-probes")
 
     from interp.tasks.labelled import LabelledTexts
     from probes.activations import collect

@@ -11,9 +11,8 @@ import typer
 
 from interp.cli.console import emit, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
+from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, new_run, out_option
 from interp.errors import BadInput
-from interp.runs import require_free
 
 if TYPE_CHECKING:
     from interp.directions import Direction
@@ -39,9 +38,7 @@ def project(
         list[Path] | None,
         typer.Option("--directions-of", help="A run of a knob, probes or projection at this site; may be repeated."),
     ] = None,
-    to: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the new run.", show_default="runs/MODEL-…")
-    ] = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-projection")] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
@@ -50,8 +47,7 @@ def project(
     json: Json = False,
 ) -> None:
     """Project hidden states of labelled texts on a few directions: can labels be told there, and by chance?"""
-    run, started = to or Path("runs") / f"{Path(model).resolve().name}-projection", datetime.now(timezone.utc)
-    require_free(run)
+    run, started = new_run(to, model, "projection"), datetime.now(timezone.utc)
     texts = _labelled(data, n, difficulty, seed)
     along = _directions(directions or ())
     from interp.projection import project as measure

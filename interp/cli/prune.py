@@ -24,7 +24,19 @@ from interp.cli.ablate import (
 )
 from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed, numbers
+from interp.cli.options import (
+    Attention,
+    Device,
+    DType,
+    Json,
+    ModelName,
+    Resume,
+    Revision,
+    Seed,
+    new_run,
+    numbers,
+    out_option,
+)
 from interp.cli.score import Tests
 from interp.errors import BadInput
 from interp.runs import require_free
@@ -71,9 +83,7 @@ def prune(
     plan_file: Annotated[
         bool, typer.Option("--plan-file", help="With --save: also where only a plan beside the weights can say it.")
     ] = False,
-    to: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the new run.", show_default="runs/MODEL-pruning")
-    ] = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-pruning")] = None,
     resume: Resume = False,
     device: Device = None,
     dtype: DType = None,
@@ -85,8 +95,7 @@ def prune(
     """Remove heads, the least needed first, and measure after each; beside as many random ones."""
     grid = (numbers("--lengths", lengths, int), numbers("--depths", depths, float), needles)
     tests = Tests(task, *grid, needle_file, haystack, prompts)
-    run = to or Path("runs") / f"{Path(model).resolve().name}-pruning"
-    require_free(run)
+    run = new_run(to, model, "pruning")
     if plan_file and save is None:
         raise BadInput("--plan-file says how to write the model: add --save FOLDER")
     if save is not None:

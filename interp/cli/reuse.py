@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from interp.cli.circuit_options import Attend, ColorStyle, Copy, Effect, IOIStyle, To, discovered, is_bundled
+from interp.cli.circuit_options import Attend, ColorStyle, Copy, Effect, IOIStyle, discovered, is_bundled
 from interp.cli.console import emit, progress, say, show_facts, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
+from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, new_run, out_option
 from interp.errors import BadInput
-from interp.runs import require_free
 
 if TYPE_CHECKING:
     from interp.circuits.discovery import Discovery
@@ -38,7 +37,7 @@ def reuse(
     effect: Effect = 0.02,
     attention_at_least: Attend = 0.3,
     copy: Copy = 0.5,
-    to: To = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-circuit-reuse")] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
@@ -47,8 +46,7 @@ def reuse(
     json: Json = False,
 ) -> None:
     """Compare the circuits of IOI and coloured objects, and repair the second with heads of the first."""
-    if to is not None:
-        require_free(to)
+    run = new_run(to, model, "circuit-reuse")
     forced = None if force is None else parse_heads(force)
     from interp.circuits.colored_objects import colored_objects_circuit
     from interp.circuits.discovery import Thresholds
@@ -70,12 +68,11 @@ def reuse(
     if test:
         fresh = colored_object_prompts(loaded.tokenizer, test, seed + 1, style=colors)
         shared = replace(shared, repair=_repaired(loaded, a, forced, fresh, controls, seed))
-    if to is not None:
-        shared.save(to, started)
+    shared.save(run, started)
     if json:
-        emit(_reuse_document(shared, to))
+        emit(_reuse_document(shared, run))
     else:
-        _show_reuse(shared, to)
+        _show_reuse(shared, run)
 
 
 def parse_heads(text: str) -> list[tuple[int, int]]:
@@ -105,9 +102,9 @@ def _repaired(
         return repair(model, prompts, components, controls=controls, seed=seed, progress=report)
 
 
-def _reuse_document(shared: CircuitReuse, to: Path | None) -> dict[str, Any]:
+def _reuse_document(shared: CircuitReuse, run: Path) -> dict[str, Any]:
     return {
-        "run": None if to is None else str(to),
+        "run": str(run),
         "model": shared.a.model,
         "parameters": shared.parameters,
         "seed": shared.seed,
@@ -119,7 +116,7 @@ def _reuse_document(shared: CircuitReuse, to: Path | None) -> dict[str, Any]:
     }
 
 
-def _show_reuse(shared: CircuitReuse, to: Path | None) -> None:
+def _show_reuse(shared: CircuitReuse, run: Path) -> None:
     facts = {f"accuracy, {each.task}": f"{each.accuracy:.3f}" for each in (shared.a, shared.b)}
     show_facts(f"circuit reuse in {shared.a.model['name']}", facts)
     bounds = ("overlap", "overlap_low", "overlap_high", "overlap_chance")
@@ -128,5 +125,4 @@ def _show_reuse(shared: CircuitReuse, to: Path | None) -> None:
     show_frame("heads with the same role", shared.agreement)
     if shared.repair is not None:
         show_frame("attention at the end forced onto the wrong colors", shared.repair.frame)
-    if to is not None:
-        show_written(run=to)
+    show_written(run=run)

@@ -10,8 +10,7 @@ import typer
 
 from interp.cli.console import emit, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
-from interp.runs import require_free
+from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, new_run, out_option
 
 
 def roles(
@@ -22,7 +21,7 @@ def roles(
     repeats: Annotated[int, typer.Option(help="How often they come.", min=2)] = 3,
     sequences: Annotated[int, typer.Option(help="Sequences to average over.", min=1)] = 16,
     rows: Annotated[int, typer.Option(help="Heads to show for each role.", min=1)] = 5,
-    to: Annotated[Path | None, typer.Option("--out", help="Folder of a new run.", show_default=False)] = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-roles")] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = None,
@@ -31,19 +30,18 @@ def roles(
     json: Json = False,
 ) -> None:
     """Score every head by what it looks at in repeated random tokens, in one forward pass."""
-    if to is not None:
-        require_free(to)
+    run = new_run(to, model, "roles")
     from interp.heads.roles import head_roles
 
     started = datetime.now(timezone.utc)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
     found = head_roles(loaded, segment=segment, repeats=repeats, sequences=sequences, seed=seed)
-    run = None if to is None else found.save(to, started)
+    found.save(run, started)
     frame = found.frame
     if json:
         emit(
             {
-                "run": None if run is None else str(run.path),
+                "run": str(run),
                 "model": found.model,
                 "parameters": found.parameters,
                 "seed": seed,
@@ -52,5 +50,4 @@ def roles(
         )
         return
     show_frame(f"head roles of {found.model['name']}", frame.groupby("role", sort=False).head(rows))
-    if run is not None:
-        show_written(run=run.path)
+    show_written(run=run)

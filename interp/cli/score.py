@@ -13,9 +13,21 @@ import typer
 
 from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Resume, Revision, Seed, numbers
+from interp.cli.options import (
+    Attention,
+    Device,
+    DType,
+    Json,
+    ModelName,
+    Resume,
+    Revision,
+    Seed,
+    new_run,
+    numbers,
+    out_option,
+)
 from interp.errors import BadInput
-from interp.runs import Journal, require_free, staged
+from interp.runs import Journal, staged
 
 if TYPE_CHECKING:
     from interp.heads.causal import AblationReport
@@ -127,9 +139,7 @@ def score(
     causal: Annotated[
         bool, typer.Option("--causal/--no-causal", help="Ablate the selected heads, and random ones, on fresh needles.")
     ] = False,
-    to: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the new run.", show_default="runs/MODEL-METHOD")
-    ] = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-METHOD")] = None,
     resume: Resume = False,
     device: Device = None,
     dtype: DType = None,
@@ -147,8 +157,7 @@ def score(
         raise BadInput(f"only the retrieval score can be resumed; start {method} again without --resume")
     grid = (numbers("--lengths", lengths, int), numbers("--depths", depths, float), needles)
     tests = Tests(task, *grid, needle_file, haystack, prompts)
-    run = to or Path("runs") / f"{Path(model).resolve().name}-{method}"
-    require_free(run)
+    run = new_run(to, model, method)
 
     from interp.heads.formats import write_mask
 

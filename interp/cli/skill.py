@@ -13,10 +13,9 @@ import typer
 from interp.cli import lofit
 from interp.cli.console import emit, progress, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Device, DType, Json, ModelName, Out, Seed, numbers
+from interp.cli.options import Device, DType, Json, ModelName, Seed, new_run, numbers, out_option
 from interp.cli.task_options import Ood, Sizes, TaskName, TaskOptions, Template, Words
 from interp.errors import BadInput
-from interp.runs import require_free
 
 if TYPE_CHECKING:
     from interp.skills.mask import GraftMask
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Where fine-tuning put a skill, and moving it alone.", no_args_is_help=True)
 app.command("lofit")(lofit.lofit)
 
-Tuned = Annotated[
-    str, typer.Argument(metavar="FINE_TUNED", help="A model fine-tuned from it, or its run.", show_default=False)
-]
+Tuned = Annotated[str, typer.Argument(help="A model fine-tuned from it, or its run.", show_default=False)]
 OptimizerName = Annotated[Literal["sgd", "adamw", "adamw-l1"], typer.Option(help="adamw-l1 pays for what it moves.")]
 Everything = Annotated[bool, typer.Option("--everything", help="Train embeddings, last norm and head too.")]
 Masks = Annotated[list[Path], typer.Option("--mask", help="A mask file or its run; may be repeated.", exists=True)]
@@ -37,7 +34,6 @@ Masks = Annotated[list[Path], typer.Option("--mask", help="A mask file or its ru
 def finetune(
     model: ModelName,
     task: TaskName,
-    to: Out,
     optimizer: OptimizerName = "sgd",
     learning_rate: Annotated[float | None, typer.Option(show_default="by optimizer")] = None,
     steps: Annotated[int, typer.Option(min=1)] = 200,
@@ -49,14 +45,15 @@ def finetune(
     words: Words = "",
     ood: Ood = None,
     sizes: Sizes = "",
+    to: Annotated[Path | None, out_option("runs/MODEL-TASK-tuned")] = None,
     device: Device = None,
     dtype: DType = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Fine-tune a model on one task, or on several (topic+sentiment), and write it into a new run."""
-    require_free(to)
     options = TaskOptions(task, template, words, ood, sizes)
+    run = new_run(to, model, f"{options.label}-tuned")
 
     from interp.skills import finetune as tuning
 
@@ -74,22 +71,21 @@ def finetune(
             penalty=penalty,
             everything=everything,
             seed=seed,
-            checkpoints=to.with_name(f"{to.name}.checkpoints") if checkpoint_every else None,
+            checkpoints=run.with_name(f"{run.name}.checkpoints") if checkpoint_every else None,
             checkpoint_every=checkpoint_every,
             progress=report,
         )
     result = replace(result, scores=tuning.accuracies(loaded, result.model, tasks))
-    result.save(to, started)
-    written = {"run": str(to), "model": str(to / tuning.MODEL_FOLDER)}
+    result.save(run, started)
+    written = {"run": str(run), "model": str(run / tuning.MODEL_FOLDER)}
     _show("accuracy before and after fine-tuning", result.scores.to_dict("records"), written, json)
 
 
 @app.command()
 def localize(
     model: ModelName,
-    tuned: Tuned,
+    fine_tuned: Tuned,
     task: TaskName,
-    to: Out,
     sparsity: Annotated[float, typer.Option(help="Share of the trainable parameters in the mask.")] = 1e-4,
     steps: Annotated[int, typer.Option(help="Of the optimisation; 0 takes what moved most.", min=0)] = 100,
     learning_rate: Annotated[float, typer.Option(help="Of the mask.")] = 1e7,
@@ -102,21 +98,22 @@ def localize(
     words: Words = "",
     ood: Ood = None,
     sizes: Sizes = "",
+    to: Annotated[Path | None, out_option("runs/TUNED-mask")] = None,
     device: Device = None,
     dtype: DType = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Find the few parameters that carry a task from the fine-tuned model to the pre-trained one."""
-    require_free(to)
     options = TaskOptions(task, template, words, ood, sizes)
+    run = new_run(to, fine_tuned, "mask")
 
     from interp.skills import localize as localization
     from interp.skills.selection import check_share
 
     check_share(sparsity)  # before models are loaded
     started = datetime.now(timezone.utc)
-    pre, ft = _load_pair(model, tuned, device, dtype)
+    pre, ft = _load_pair(model, fine_tuned, device, dtype)
     with progress("localizing") as report:
         result = localization.localize(
             pre,
@@ -133,45 +130,44 @@ def localize(
             seed=seed,
             progress=report,
         )
-    result.save(to, started)
+    result.save(run, started)
     title = f"{result.mask!r}; the mask of step {result.mask.metadata['step']} is kept"
-    written = {"run": str(to), "mask": str(to / localization.MASK_FILE)}
+    written = {"run": str(run), "mask": str(run / localization.MASK_FILE)}
     _show(title, result.history.to_dict("records"), written, json)
 
 
 @app.command()
 def graft(
     model: ModelName,
-    tuned: Tuned,
+    fine_tuned: Tuned,
     mask: Masks,
-    to: Out,
     transfer: Annotated[bool, typer.Option("--transfer", help="The mask may be of another fine-tuned model.")] = False,
+    to: Annotated[Path | None, out_option("runs/TUNED-grafted")] = None,
     device: Device = None,
     dtype: DType = None,
     json: Json = False,
 ) -> None:
     """Write the pre-trained model with the masks' parameters (their union) taken from the fine-tuned one."""
-    require_free(to)
+    run = new_run(to, fine_tuned, "grafted")
     from interp.runs import staged
     from interp.skills.mask import union
     from interp.skills.pairs import write_model
 
     united = union([_read(each) for each in mask])
-    pre, ft = _load_pair(model, tuned, device, dtype)
+    pre, ft = _load_pair(model, fine_tuned, device, dtype)
     grafted = united.apply(pre, ft, transfer=transfer)
-    with staged(to) as folder:
+    with staged(run) as folder:
         write_model(grafted, folder)
     row = {"parameters": len(united), "of": united.size, "share": united.sparsity, "fingerprint": grafted.fingerprint}
-    _show(f"grafted {ft.spec.name} onto {pre.spec.name}", [row], {"model": str(to)}, json)
+    _show(f"grafted {ft.spec.name} onto {pre.spec.name}", [row], {"model": str(run)}, json)
 
 
 @app.command()
 def evaluate(
     model: ModelName,
-    tuned: Tuned,
+    fine_tuned: Tuned,
     task: TaskName,
     mask: Masks,
-    to: Out,
     baselines: Annotated[str, typer.Option(help="At equal budget.")] = "random,magnitude,movement,bias,lottery ticket",
     seeds: Annotated[str, typer.Option(help="Of the random masks.")] = "0,1,2",
     transfer: Annotated[bool, typer.Option("--transfer", help="Masks may be of another fine-tuned model.")] = False,
@@ -179,21 +175,22 @@ def evaluate(
     words: Words = "",
     ood: Ood = None,
     sizes: Sizes = "",
+    to: Annotated[Path | None, out_option("runs/TUNED-evaluation")] = None,
     device: Device = None,
     dtype: DType = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Compare grafts with both models and with baselines: gain recovered, agreement, calibration, another domain."""
-    require_free(to)
     options = TaskOptions(task, template, words, ood, sizes)
+    run = new_run(to, fine_tuned, "evaluation")
     draws = numbers("--seeds", seeds, int)
 
     from interp.skills import evaluation
 
     started = datetime.now(timezone.utc)
     masks = [_read(each) for each in mask]
-    pre, ft = _load_pair(model, tuned, device, dtype)
+    pre, ft = _load_pair(model, fine_tuned, device, dtype)
     built = options.build_one(pre, seed)
     for each in masks:
         each.check(pre, ft, transfer)
@@ -201,50 +198,54 @@ def evaluate(
     candidates = evaluation.with_baselines(pre, ft, masks, baselines=names, seeds=draws)
     with progress("evaluating") as report:
         result = evaluation.evaluate(pre, ft, built, candidates, transfer=transfer, seed=seed, progress=report)
-    result.save(to, started)
+    result.save(run, started)
     frame = result.frame
     if json:
-        emit({"run": str(to), "parameters": result.parameters, "models": frame.to_dict("records")})
+        emit({"run": str(run), "parameters": result.parameters, "models": frame.to_dict("records")})
         return
     columns = ["method", "parameters", "split", "accuracy", "recovered", "recovered_low", "recovered_high"]
     show_frame(
         f"{built.name}: {ft.spec.name} grafted onto {pre.spec.name}", frame, [*columns, "agreement", "ece_10", "n"]
     )
-    show_written(run=to)
+    show_written(run=run)
 
 
 @app.command()
 def overlap(
     mask: Masks,
-    to: Annotated[Path | None, typer.Option("--out", help="Folder of the new run.", show_default="none")] = None,
+    to: Annotated[Path | None, out_option("runs/mask-overlap")] = None,
     json: Json = False,
 ) -> None:
     """How many entries masks share, and which share of each lies in each other."""
-    if to is not None:
-        require_free(to)
+    run = new_run(to, "mask", "overlap")
     from interp.skills import multitask
 
     masks = {_label(each, mask): _read(each) for each in mask}
     if len(masks) < len(mask):
         raise BadInput(f"--mask names the same mask twice: {', '.join(map(str, mask))}")
     result = multitask.overlap(masks)
-    if to is not None:
-        result.save(to)
+    result.save(run)
     if json:
         pairs = {f"{a} & {b}": len(masks[a] & masks[b]) for a, b in combinations(masks, 2)}
-        emit({"masks": list(masks), "matrix": result.matrix, "shared": pairs, "pairs": result.frame.to_dict("records")})
+        emit(
+            {
+                "run": str(run),
+                "masks": list(masks),
+                "matrix": result.matrix,
+                "shared": pairs,
+                "pairs": result.frame.to_dict("records"),
+            }
+        )
         return
     frame = result.frame
     show_frame("shared entries of each pair of masks", frame[frame["mask"] != frame["other"]])
-    if to is not None:
-        show_written(run=to)
+    show_written(run=run)
 
 
 @app.command()
 def continual(
     model: ModelName,
     task: TaskName,
-    to: Out,
     sparsity: Annotated[float, typer.Option(help="Share of the trainable parameters kept of each task.")] = 1e-2,
     steps: Annotated[int, typer.Option(help="Of every fine-tuning.", min=1)] = 200,
     batch: Annotated[int, typer.Option(min=1)] = 32,
@@ -254,14 +255,15 @@ def continual(
     words: Words = "",
     ood: Ood = None,
     sizes: Sizes = "",
+    to: Annotated[Path | None, out_option("runs/MODEL-continual")] = None,
     device: Device = None,
     dtype: DType = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Learn tasks one after the other (topic+sentiment): whole, and keeping of each only a localized region."""
-    require_free(to)
     options = TaskOptions(task, template, words, ood, sizes)
+    run = new_run(to, model, "continual")
 
     from interp.skills import multitask
     from interp.skills.selection import check_share
@@ -278,14 +280,14 @@ def continual(
             seed=seed,
             progress=report,
         )
-    result.save(to, started)
+    result.save(run, started)
     if json:
         forgotten = result.forgetting.to_dict("records")
-        emit({"run": str(to), "rows": result.frame.to_dict("records"), "forgetting": forgotten})
+        emit({"run": str(run), "rows": result.frame.to_dict("records"), "forgetting": forgotten})
         return
     show_frame(f"{loaded.spec.name}: accuracy after each task", result.frame)
     show_frame("how far accuracy fell from when the task had just been learned", result.forgetting)
-    show_written(run=to)
+    show_written(run=run)
 
 
 def _label(path: Path, every: list[Path]) -> str:

@@ -13,9 +13,8 @@ from rich.text import Text
 
 from interp.cli.console import emit, progress, say, show_frame, show_table, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, numbers
+from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, new_run, numbers, out_option
 from interp.errors import BadInput, UnreadableFile
-from interp.runs import require_free
 
 if TYPE_CHECKING:
     from interp.tracing.model import Model
@@ -58,7 +57,7 @@ def fit(
     paper: Annotated[
         bool, typer.Option("--paper", help="The paper's 20 epochs, batches of 32 and plateau of 0 instead.")
     ] = False,
-    to: Annotated[Path | None, typer.Option("--out", help="New run.", show_default="runs/MODEL-ast")] = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-ast")] = None,
     device: Device = None,
     dtype: DType = None,
     attention: Attention = None,
@@ -67,8 +66,7 @@ def fit(
     json: Json = False,
 ) -> None:
     """F1 of recovered trees by layer and rank on held-out files, with every control."""
-    run = to or Path("runs") / f"{Path(model).resolve().name}-ast"
-    require_free(run)
+    run = new_run(to, model, "ast")
 
     from probes.ast.languages import parser
     from probes.ast.study import ast_study

@@ -26,6 +26,8 @@ Ood = Annotated[
 ]
 Sizes = Annotated[str, typer.Option(help="Examples of a bundled task, such as train=512,test=256.", show_default=False)]
 
+FILES = (".jsonl", ".csv", ".json")
+
 
 @dataclass(frozen=True)
 class TaskOptions:
@@ -37,13 +39,19 @@ class TaskOptions:
     ood: Path | None
     sizes: str
 
+    @property
+    def label(self) -> str:
+        """The tasks in the name of a run: topic-scenes+reviews of topic:scenes+texts/reviews.jsonl."""
+        names = self.name.split("+")
+        return "+".join(Path(name).stem if name.endswith(FILES) else name.replace(":", "-") for name in names)
+
     def build(self, model: Model, seed: int) -> list[Classification]:
         """The tasks; several are given by a plus sign. Raises BadInput."""
         from interp.tasks.classification import Classification, bundled_task
 
         tasks = []
         for name in self.name.split("+"):
-            if name.endswith((".jsonl", ".csv", ".json")):
+            if name.endswith(FILES):
                 if not self.template or not self.words:
                     raise BadInput(f"--task {name} is a file: say how to ask with --template and --words")
                 words = _pairs("--words", self.words)

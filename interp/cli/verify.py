@@ -13,9 +13,21 @@ import typer
 
 from interp.cli.console import emit, progress, say, show_facts, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Out, Resume, Revision, Seed, numbers
+from interp.cli.options import (
+    Attention,
+    Device,
+    DType,
+    Json,
+    ModelName,
+    Resume,
+    Revision,
+    Seed,
+    new_run,
+    numbers,
+    out_option,
+)
 from interp.errors import BadInput
-from interp.runs import Journal, require_free
+from interp.runs import Journal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +59,6 @@ Certainty = Annotated[
 @app.command()
 def collect(
     model: ModelName,
-    to: Out,
     task: Annotated[
         str, typer.Option(help="addition, or a .jsonl of question and answer.", show_default="addition")
     ] = "addition",
@@ -67,6 +78,7 @@ def collect(
     top_k: Annotated[int | None, typer.Option(help="Sample from this many tokens.", show_default="all")] = None,
     most: Annotated[int, typer.Option("--max-new-tokens", help="Longest response.", min=1)] = 256,
     batch: Annotated[int, typer.Option("--batch", help="Samples of a question generated at once.", min=1)] = 32,
+    to: Annotated[Path | None, out_option("runs/MODEL-traces")] = None,
     resume: Resume = False,
     device: Device = None,
     dtype: DType = None,
@@ -76,7 +88,7 @@ def collect(
     json: Json = False,
 ) -> None:
     """Sample responses to problems with known answers, and check them."""
-    require_free(to)
+    run = new_run(to, model, "traces")
 
     from probes import sampling
 
@@ -94,31 +106,31 @@ def collect(
                 max_new_tokens=most,
                 batch_size=batch,
                 seed=seed,
-                path=to,
+                path=run,
                 resume=resume,
                 progress=report,
             )
     except KeyboardInterrupt:
-        say(f"Interrupted. What is finished is in {Journal.beside(to)}; the same command with --resume goes on.")
+        say(f"Interrupted. What is finished is in {Journal.beside(run)}; the same command with --resume goes on.")
         raise
     facts = _facts(found)
     if json:
-        emit({"run": str(to), **facts})
+        emit({"run": str(run), **facts})
         return
-    show_facts(f"Traces of {loaded.spec.name}", {**facts, "run": to})
+    show_facts(f"Traces of {loaded.spec.name}", {**facts, "run": run})
 
 
 @app.command()
 def fit(
     model: ModelName,
     traces: Traces,
-    to: Out,
     test: Annotated[float, typer.Option(help="Share of questions kept to verify on.")] = 0.5,
     missing: MissingPolicy = "refuse",
     opening: Open = None,
     closing: Close = None,
     certainty: Certainty = True,
     batch: Batch = 16,
+    to: Annotated[Path | None, out_option("runs/MODEL-clue")] = None,
     device: Device = None,
     dtype: DType = None,
     attention: Attention = None,
@@ -127,7 +139,7 @@ def fit(
     json: Json = False,
 ) -> None:
     """Learn the centroids on some questions, and verify the traces of the others."""
-    require_free(to)
+    run = new_run(to, model, "clue")
 
     from probes.clue import fit as learn
     from probes.clue import score
@@ -143,18 +155,24 @@ def fit(
     with progress("verifying") as report:
         scored = score(loaded, held_out, centroids, certainty=certainty, batch_size=batch, progress=report)
     result = verify(scored, seed=seed)
-    about = {**result.parameters, "traces": _beside(traces, to), "test": test}
-    replace(result, parameters=about).save(to, started)
+    about = {**result.parameters, "traces": _beside(traces, run), "test": test}
+    replace(result, parameters=about).save(run, started)
     if json:
         tables = {"scores": result.frame.to_dict("records"), "layers": result.layers.to_dict("records")}
         emit(
-            {"run": str(to), "learned": _facts(learned), "held_out": _facts(held_out), "found": scored.places, **tables}
+            {
+                "run": str(run),
+                "learned": _facts(learned),
+                "held_out": _facts(held_out),
+                "found": scored.places,
+                **tables,
+            }
         )
         return
     show_facts("Held-out questions", {**_facts(held_out), "delimiters found": _counts(scored.places)})
     show_frame("verification, with intervals over questions", result.frame)
     show_frame("layers", result.layers)
-    show_written(run=to)
+    show_written(run=run)
 
 
 @app.command()
@@ -162,7 +180,6 @@ def rank(
     model: ModelName,
     traces: Traces,
     centroids: Annotated[Path, typer.Option(help="A run of `fit`, or its file.", show_default=False)],
-    to: Out,
     ks: Annotated[str, typer.Option("--k", help="Sizes of the majorities among the best.")] = "1,4,8,16",
     greedy: Annotated[
         Path | None,
@@ -172,6 +189,7 @@ def rank(
     closing: Close = None,
     certainty: Certainty = True,
     batch: Batch = 16,
+    to: Annotated[Path | None, out_option("runs/MODEL-clue-ranking")] = None,
     device: Device = None,
     dtype: DType = None,
     attention: Attention = None,
@@ -180,7 +198,7 @@ def rank(
     json: Json = False,
 ) -> None:
     """Pick the answer of each question that the centroids were not learned from."""
-    require_free(to)
+    run = new_run(to, model, "clue-ranking")
 
     from probes.centroids import Centroids
     from probes.clue import score
@@ -202,11 +220,11 @@ def rank(
     with progress("scoring") as report:
         scored = score(loaded, experience, learned, certainty=certainty, batch_size=batch, progress=report)
     ranking = rerank(scored, wanted, greedy=answered, seed=seed)
-    about = {**ranking.parameters, "traces": _beside(traces, to), "centroids": _beside(centroids, to)}
-    replace(ranking, parameters=about).save(to, started)
+    about = {**ranking.parameters, "traces": _beside(traces, run), "centroids": _beside(centroids, run)}
+    replace(ranking, parameters=about).save(run, started)
     if json:
         judged = _records(ranking.frame) if ranking.checked else None
-        emit({"run": str(to), "left_out": left, "ranking": judged, "picks": _records(ranking.picks)})
+        emit({"run": str(run), "left_out": left, "ranking": judged, "picks": _records(ranking.picks)})
         return
     if ranking.checked:
         title = "accuracy of what is picked, and its gain over the majority of all samples"
@@ -214,7 +232,7 @@ def rank(
     else:
         show_frame("picked answers", ranking.picks)
         say("Not all traces are known to be right or wrong, so nothing says how good the picks are.")
-    show_written(run=to)
+    show_written(run=run)
 
 
 def _problems(

@@ -11,7 +11,7 @@ import typer
 
 from interp.cli.console import emit, progress, show_facts, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed
+from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, new_run, out_option
 from interp.errors import BadInput, choose
 from interp.runs import require_free
 
@@ -111,9 +111,7 @@ def fit(
     half: Annotated[
         bool, typer.Option("--half", help="Keep their weights in half precision: half the size on disk.")
     ] = False,
-    to: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the new run.", show_default="runs/MODEL-vsa-TASK")
-    ] = None,
+    to: Annotated[Path | None, out_option("runs/MODEL-vsa-TASK")] = None,
     device: Device = None,
     dtype: DType = None,
     attention: Attention = None,
@@ -135,8 +133,7 @@ def fit(
     label = source or task
     what = "prompts" if prompts else "questions" if squad else "analogies" if analogies else task
     about = {"task": what, "source": source or "generated"}
-    run = to or Path("runs") / f"{Path(model).resolve().name}-vsa-{label}"
-    require_free(run)
+    run = new_run(to, model, f"vsa-{label}")
     for site in moved:
         require_free(_causal_run(run, site))
 

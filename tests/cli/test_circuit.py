@@ -47,15 +47,18 @@ def test_the_ioi_circuit_of_pocket_is_found_evaluated_and_written(interp: Interp
         assert study.curves[scope].cpr == pytest.approx(evaluation["cpr"])
 
 
-def test_without_test_prompts_the_circuit_is_only_shown(
-    interp: Interp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without --out are written below the folder the command is run in."""
     monkeypatch.chdir(tmp_path)
+
+
+def test_without_test_prompts_the_circuit_is_not_evaluated(interp: Interp) -> None:
     done = interp("circuit", "ioi", "pocket", *FEW, "--test", 0)
     assert done.code == 0
     assert "subject suppressor" in done.out
     assert "minimality" not in done.out
-    assert list(tmp_path.iterdir()) == []
+    assert CircuitStudy.load("runs/pocket-ioi-circuit").evaluations == {}
 
 
 def test_a_task_that_the_model_does_not_do_is_said_to_mean_little(interp: Interp) -> None:

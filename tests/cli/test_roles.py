@@ -28,7 +28,7 @@ def test_roles_are_printed_and_written_as_a_run(interp: Interp, random_llama: Pa
     np.testing.assert_allclose(saved.frame["score"], [head["score"] for head in document["heads"]])
 
 
-def test_without_an_output_nothing_is_written(
+def test_without_a_place_the_run_is_named_after_the_model(
     interp: Interp, random_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -36,7 +36,8 @@ def test_without_an_output_nothing_is_written(
     assert done.code == 0
     for role in ROLES:
         assert role in done.out
-    assert list(tmp_path.iterdir()) == []
+    assert load_run(Path("runs") / "random-llama-roles").record.kind == "head-roles"
+    assert "Run: runs/random-llama-roles" in done.out
 
 
 def test_an_occupied_output_and_an_impossible_segment_are_refused(
