@@ -18,7 +18,7 @@ NAME = re.compile(r"\{([\w.-]+)\}")
 SMALL = "--sizes train=512,validation=64,test=128,ood=64"
 TUNING = "--steps 150 --batch 16"
 MASK = "--sparsity 0.003 --steps 20"
-SUMS = "-q 60 --max-new-tokens 80"
+SUMS = "-n 60 --max-new-tokens 80"
 HYPERVECTORS = (
     "--dimensions 256 --ingestions resid_post.1,resid_post.2,resid_post.3,clusters --hidden 256 --epochs 60 "
     "--keep linear/before/resid_post.3 --half"
@@ -30,11 +30,11 @@ COMMANDS: dict[str, str] = {
     "roles": "heads roles pocket",
     "needles": "heads ablate pocket --counts 2,4 --ablations mean --lengths 256,512,1024 --needles 3 --controls 2",
     "head-effects": "heads ablate pocket --all --ablations mean --lengths 256 --depths 0,50,100 --needles 4",
-    "ioi-heads": "patch pocket --task ioi --site z --by head --n 24",
-    "ioi-positions": "patch pocket --task ioi --site resid_pre --by position --positions IO,S1,S1+1,S2,end --n 24",
-    "ioi-circuit": "circuit ioi pocket --prompts 40 --test 24 --random 10",
-    "objects-circuit": "circuit colored-objects pocket --prompts 40 --test 24 --random 10",
-    "circuit-reuse": "circuit reuse pocket --prompts 40 --test 100 --controls 10",
+    "ioi-heads": "patch pocket --task ioi --site z --by head -n 24",
+    "ioi-positions": "patch pocket --task ioi --site resid_pre --by position --positions IO,S1,S1+1,S2,end -n 24",
+    "ioi-circuit": "circuit ioi pocket -n 40 --test 24 --random 10",
+    "objects-circuit": "circuit colored-objects pocket -n 40 --test 24 --random 10",
+    "circuit-reuse": "circuit reuse pocket -n 40 --test 100 --controls 10",
     "vsa-analogies": f"probe vsa fit pocket {HYPERVECTORS} --causal resid_post.2",
     "vsa-key-value": f"probe vsa fit pocket {HYPERVECTORS} --task key-value --moments before,after",
     "ast": "probe ast fit pocket --generated -n 400 --rank 16 --ranks 2,4,8,32",
@@ -53,12 +53,12 @@ COMMANDS: dict[str, str] = {
     "lofit": "skill lofit pocket --heads 1,3,6 --epochs 4 --baselines random,all --sizes train=96,test=150",
     "projection": "project pocket --data sentiment --difficulty 2 --site resid_post.2 --components 3 --mean-difference",
     "knob": "knob fit pocket",
-    "knob-answers": "knob eval pocket --knob {knob} --n 60 --values=-40,-20,-10,0,10,20,30,40,60,80,100",
+    "knob-answers": "knob eval pocket --knob {knob} -n 60 --values=-40,-20,-10,0,10,20,30,40,60,80,100",
 }
 """By the name of the run, the command that makes it; a name in braces stands for another run's folder."""
 BEFORE: dict[str, str] = {
-    "traces": f"probe verify collect pocket {SUMS} -n 16 --temperature 1.8",
-    "greedy": f"probe verify collect pocket {SUMS} -n 1 --temperature 0",
+    "traces": f"probe verify collect pocket {SUMS} --samples 16 --temperature 1.8",
+    "greedy": f"probe verify collect pocket {SUMS} --samples 1 --temperature 0",
     "tuned-topic": f"skill finetune pocket --task topic {SMALL} {TUNING}",
     "tuned-scenes": f"skill finetune pocket --task topic:scenes {SMALL} {TUNING}",
     "tuned-sentiment": f"skill finetune pocket --task sentiment {SMALL} {TUNING}",

@@ -52,7 +52,7 @@ SCOPES = ("end", "everywhere")
 @app.command()
 def ioi(
     model: ModelName,
-    prompts: Prompts = 100,
+    n: Prompts = 100,
     test: Test = 48,
     order: Annotated[Literal["ABBA", "BABA", "mixed"], typer.Option(help="Who is named first.")] = "mixed",
     style: IOIStyle = None,
@@ -95,14 +95,14 @@ def ioi(
         )
 
     thresholds = Thresholds(effect, attention_at_least, copy)
-    found = discovered(ioi_circuit, loaded, draw(prompts, seed), thresholds, seed)
+    found = discovered(ioi_circuit, loaded, draw(n, seed), thresholds, seed)
     _report(found, knockout if test else None, size, random, run, started, json, {"style": chosen, "order": order})
 
 
 @app.command("colored-objects")
 def colored_objects(
     model: ModelName,
-    prompts: Prompts = 100,
+    n: Prompts = 100,
     test: Test = 48,
     style: ColorStyle = None,
     size: Size = None,
@@ -139,7 +139,7 @@ def colored_objects(
         )
 
     thresholds = Thresholds(effect, attention_at_least, copy)
-    found = discovered(colored_objects_circuit, loaded, draw(prompts, seed), thresholds, seed)
+    found = discovered(colored_objects_circuit, loaded, draw(n, seed), thresholds, seed)
     _report(found, knockout if test else None, size, random, run, started, json, {"style": chosen})
 
 

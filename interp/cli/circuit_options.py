@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from interp.tasks.prompts import PromptSet
     from interp.tracing.model import Model
 
-Prompts = Annotated[int, typer.Option("--prompts", help="Prompts to find the circuit on.", min=2)]
+Prompts = Annotated[int, typer.Option("--n", "-n", help="Prompts to find the circuit on.", min=2)]
 Test = Annotated[int, typer.Option("--test", help="Fresh prompts to evaluate it on; 0 leaves that out.", min=0)]
 Reference = Annotated[
     int | None, typer.Option(help="Prompts that knockout means are taken over.", min=2, show_default="480 or 200")

@@ -30,7 +30,7 @@ def edges(
     metric: Annotated[str, typer.Option(help="Logit-difference, log-probability, probability or logit.")] = (
         "logit-difference"
     ),
-    n: Annotated[int, typer.Option(help="Prompts to generate, or to take from the file.", min=1)] = 32,
+    n: Annotated[int, typer.Option("--n", "-n", help="Prompts to generate, or to take from the file.", min=1)] = 32,
     style: Annotated[
         str | None,
         typer.Option(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Task = Annotated[
     str, typer.Option(help="facts, arithmetic, or a CSV with the columns of the authors' files.", show_default=True)
 ]
-Count = Annotated[int, typer.Option(help="Items to generate, or to take from the file.", min=1)]
+Count = Annotated[int, typer.Option("--n", "-n", help="Items to generate, or to take from the file.", min=1)]
 Form = Annotated[Literal["instruction", "weight"], typer.Option(help="How a prompt says what to follow.")]
 Wording = Annotated[
     str | None,

@@ -95,7 +95,7 @@ def side_effects(
     tasks: Annotated[
         str, typer.Option(help="Tasks that have nothing to do with it: ioi, needle; for pocket any of its skills.")
     ] = "ioi,needle",
-    n: Annotated[int, typer.Option(help="Prompts of each task.", min=1)] = 40,
+    n: Annotated[int, typer.Option("--n", "-n", help="Prompts of each task.", min=1)] = 40,
     context: ContextValue = None,
     prior: PriorValue = None,
     layer: Layer = None,
@@ -131,7 +131,7 @@ def steer(
     at: Annotated[str, typer.Option(help="Settings side by side: none, context, prior or values.")] = (
         "none,context,prior"
     ),
-    n: Annotated[int, typer.Option(help="Items to generate where no prompt is given.", min=1)] = 3,
+    n: Annotated[int, typer.Option("--n", "-n", help="Items to generate where no prompt is given.", min=1)] = 3,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=1)] = 10,
     layer: Layer = None,
     wording: Wording = None,

@@ -56,7 +56,7 @@ def patch(
             show_default="all tokens, one by one the task's roles where prompts differ in length",
         ),
     ] = "",
-    n: Annotated[int, typer.Option(help="Prompts to generate, or to take from the file.", min=1)] = 32,
+    n: Annotated[int, typer.Option("--n", "-n", help="Prompts to generate, or to take from the file.", min=1)] = 32,
     style: Annotated[
         str | None,
         typer.Option(

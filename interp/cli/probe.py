@@ -61,7 +61,7 @@ def depth(
     data: Annotated[
         str, typer.Option(help="Generated concepts, files (.jsonl, .csv), or published data sets in --folder.")
     ] = "country,truth,sentiment,comparison,residence",
-    texts: Annotated[int, typer.Option("-n", "--texts", help="Texts of a generated concept, at most.", min=10)] = 400,
+    n: Annotated[int, typer.Option("--n", "-n", help="Texts of a generated concept, at most.", min=10)] = 400,
     difficulty: Annotated[int, typer.Option(help="Difficulty of generated concepts.", min=1, max=3)] = 1,
     folder: Annotated[
         Path | None, typer.Option(help="Where the published data sets are.", show_default=False, exists=True)
@@ -107,7 +107,7 @@ def depth(
 
     noises = [Perturbation.parse(name) for name in _names(perturb)]
     spec = _spec(classifier, strengths, folds, balanced, seed)
-    sets = [_data_set(name, texts, difficulty, seed, folder, overwritten_prompt) for name in _names(data)]
+    sets = [_data_set(name, n, difficulty, seed, folder, overwritten_prompt) for name in _names(data)]
     started = datetime.now(timezone.utc)
     work = _work_folder(run, resume)
     loaded = [load_model(m, device=device, dtype=dtype, attention=attention, revision=revision) for m in models]
@@ -215,7 +215,7 @@ def _spec(classifier: str, strengths: str, folds: int, balanced: bool, seed: int
 
 
 def _data_set(
-    name: str, texts: int, difficulty: int, seed: int, folder: Path | None, overwritten_prompt: bool
+    name: str, n: int, difficulty: int, seed: int, folder: Path | None, overwritten_prompt: bool
 ) -> LabelledTexts:
     """A file, a published data set of the folder, or a generated concept, in this order."""
     from interp.tasks.concepts import concept
@@ -229,7 +229,7 @@ def _data_set(
     if overwritten_prompt:
         raise BadInput("--overwritten-prompt is a bug of the published data sets' prompts; give their --folder")
     made = concept(name)
-    return made.texts(made.at_most(texts, difficulty), difficulty, seed)
+    return made.texts(made.at_most(n, difficulty), difficulty, seed)
 
 
 def _names(text: str) -> list[str]:

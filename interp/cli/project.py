@@ -26,7 +26,7 @@ def project(
     data: Annotated[
         str, typer.Option(help="A generated concept, or texts and labels in a .jsonl or .csv file.")
     ] = "sentiment",
-    n: Annotated[int, typer.Option(help="Texts of a generated concept, at most.", min=6)] = 160,
+    n: Annotated[int, typer.Option("--n", "-n", help="Texts of a generated concept, at most.", min=6)] = 160,
     difficulty: Annotated[int, typer.Option(help="Difficulty of a generated concept.", min=1, max=3)] = 1,
     site: Annotated[str, typer.Option(help="Where to read.", show_default="resid_post of the last layer")] = "",
     position: Annotated[int, typer.Option(help="Which token, negative ones from the end.")] = -1,

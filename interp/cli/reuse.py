@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def reuse(
     model: ModelName,
-    prompts: Annotated[int, typer.Option("--prompts", help="Prompts of each task.", min=2)] = 100,
+    n: Annotated[int, typer.Option("--n", "-n", help="Prompts of each task.", min=2)] = 100,
     test: Annotated[int, typer.Option("--test", help="Prompts to repair; 0 leaves that out.", min=0)] = 100,
     force: Annotated[
         str | None,
@@ -60,8 +60,8 @@ def reuse(
     names = ioi_style or ("pocket" if is_bundled(loaded) else "general")
     colors = color_style or ("lower" if is_bundled(loaded) else "title")
     thresholds = Thresholds(effect, attention_at_least, copy)
-    people = ioi_prompts(loaded.tokenizer, prompts, seed, style=names, corruption="ABC")
-    scenes = colored_object_prompts(loaded.tokenizer, prompts, seed, style=colors)
+    people = ioi_prompts(loaded.tokenizer, n, seed, style=names, corruption="ABC")
+    scenes = colored_object_prompts(loaded.tokenizer, n, seed, style=colors)
     a = discovered(ioi_circuit, loaded, people, thresholds, seed)
     b = discovered(colored_objects_circuit, loaded, scenes, thresholds, seed)
     shared = circuit_reuse(a, b, seed=seed)

@@ -19,7 +19,7 @@ def roles(
         int | None, typer.Option(help="Different random tokens that are repeated.", min=2, show_default="48, or fewer")
     ] = None,
     repeats: Annotated[int, typer.Option(help="How often they come.", min=2)] = 3,
-    sequences: Annotated[int, typer.Option(help="Sequences to average over.", min=1)] = 16,
+    n: Annotated[int, typer.Option("--n", "-n", help="Sequences to average over.", min=1)] = 16,
     rows: Annotated[int, typer.Option(help="Heads to show for each role.", min=1)] = 5,
     to: Annotated[Path | None, out_option("runs/MODEL-roles")] = None,
     seed: Seed = 0,
@@ -35,7 +35,7 @@ def roles(
 
     started = datetime.now(timezone.utc)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
-    found = head_roles(loaded, segment=segment, repeats=repeats, sequences=sequences, seed=seed)
+    found = head_roles(loaded, segment=segment, repeats=repeats, sequences=n, seed=seed)
     found.save(run, started)
     frame = found.frame
     if json:

@@ -39,7 +39,7 @@ def fit(
         bool, typer.Option("--generated", help="Functions like those the bundled model was trained on, instead.")
     ] = False,
     language: LanguageName = "python",
-    functions: Annotated[int, typer.Option("-n", "--functions", help="Functions, at most.", min=3)] = 1_000,
+    n: Annotated[int, typer.Option("--n", "-n", help="Functions, at most.", min=3)] = 1_000,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a function, at most.", min=2)] = 256,
     rank: Annotated[int, typer.Option(help="Dimension of the subspace, at every layer.", min=1)] = 128,
     ranks: Annotated[str, typer.Option(help="Further ranks at the best layer.")] = "8,16,32,64",
@@ -79,7 +79,7 @@ def fit(
     further = numbers("--ranks", ranks, int)
     started = datetime.now(timezone.utc)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
-    split = _split(loaded, folder, generated, language, functions, max_tokens, seed)
+    split = _split(loaded, folder, generated, language, n, max_tokens, seed)
     with progress("probing") as report:
         result = ast_study(
             loaded,

@@ -62,7 +62,7 @@ def collect(
     task: Annotated[
         str, typer.Option(help="addition, or a .jsonl of question and answer.", show_default="addition")
     ] = "addition",
-    questions: Annotated[int, typer.Option("-q", "--questions", help="Sums of the task addition.", min=1)] = 100,
+    n: Annotated[int, typer.Option("--n", "-n", help="Questions to make up; of a file all are asked.", min=1)] = 100,
     digits: Annotated[str, typer.Option(help="Fewest and most digits of the summands.")] = "2,4",
     template: Annotated[str, typer.Option(help="Prompt of a question of your own file.")] = "{question}",
     pattern: Annotated[
@@ -72,7 +72,7 @@ def collect(
     compare: Annotated[Literal["numeric", "exact"], typer.Option(help="When two answers are the same.")] = "numeric",
     opening: Open = None,
     closing: Close = None,
-    samples: Annotated[int, typer.Option("-n", "--samples", help="Responses to each question.", min=1)] = 16,
+    samples: Annotated[int, typer.Option(help="Responses to each question.", min=1)] = 16,
     temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Sample from the smallest set of tokens with this share.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Sample from this many tokens.", show_default="all")] = None,
@@ -92,7 +92,7 @@ def collect(
 
     from probes import sampling
 
-    problems = _problems(task, questions, digits, template, pattern, compare, _delimiters(opening, closing), seed)
+    problems = _problems(task, n, digits, template, pattern, compare, _delimiters(opening, closing), seed)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
     try:
         with progress("sampling") as report:
@@ -183,7 +183,7 @@ def rank(
     ks: Annotated[str, typer.Option("--k", help="Sizes of the majorities among the best.")] = "1,4,8,16",
     greedy: Annotated[
         Path | None,
-        typer.Option(help="A run of `collect -n 1 --temperature 0` on the same questions.", show_default=False),
+        typer.Option(help="A run of `collect --samples 1 --temperature 0` on the same questions.", show_default=False),
     ] = None,
     opening: Open = None,
     closing: Close = None,
@@ -237,7 +237,7 @@ def rank(
 
 def _problems(
     task: str,
-    questions: int,
+    n: int,
     digits: str,
     template: str,
     pattern: str | None,
@@ -253,7 +253,7 @@ def _problems(
         between = numbers("--digits", digits, int)
         if len(between) != 2:
             raise BadInput(f"--digits {digits} is not a fewest and a most, such as 2,4")
-        made = addition_problems(questions, seed, (between[0], between[1]), is_held_out)
+        made = addition_problems(n, seed, (between[0], between[1]), is_held_out)
         return replace(made, delimiters=delimiters or made.delimiters)
     if Path(task).suffix != ".jsonl":
         raise BadInput(f"there is no task {task!r}: give addition, or a .jsonl file of question and answer")

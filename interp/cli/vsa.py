@@ -64,7 +64,7 @@ class Prompts:
 def fit(
     model: ModelName,
     task: Annotated[Task, typer.Option(help="Generated prompts to fit and test on.")] = "analogies",
-    n: Annotated[int, typer.Option("-n", "--prompts-count", help="How many prompts.", min=30)] = 1200,
+    n: Annotated[int, typer.Option("--n", "-n", help="How many prompts.", min=30)] = 1200,
     prompts: Annotated[
         Path | None,
         typer.Option(help="A prompt file (JSONL) with bindings, key and target as metadata.", show_default=False),

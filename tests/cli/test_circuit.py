@@ -16,7 +16,7 @@ from interp.patching.eap import EdgeScores
 from interp.runs import load_run
 
 Interp = Callable[..., Any]
-FEW = ("--prompts", 12)
+FEW = ("-n", 12)
 
 
 def test_the_ioi_circuit_of_pocket_is_found_evaluated_and_written(interp: Interp, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_without_test_prompts_the_circuit_is_not_evaluated(interp: Interp) -> No
 
 
 def test_a_task_that_the_model_does_not_do_is_said_to_mean_little(interp: Interp) -> None:
-    done = interp("circuit", "colored-objects", "pocket", "--prompts", 24, "--test", 0, "--json")
+    done = interp("circuit", "colored-objects", "pocket", "-n", 24, "--test", 0, "--json")
     assert done.code == 0
     assert "effects are noise" in done.err
     assert done.json["accuracy"] < 0.7
@@ -111,7 +111,7 @@ def test_edges_are_scored_beside_other_answers_and_written(interp: Interp, tmp_p
         (("edges", "pocket", "--metric", "logit,probability"), "one metric"),
         (("edges", "pocket", "--task", "no-such-file"), "neither a prompt file"),
         (("reuse", "pocket", "--force", "2-2"), "is not a list of heads"),
-        (("ioi", "pocket", "--style", "general", "--prompts", "1"), "prompts"),
+        (("ioi", "pocket", "--style", "general", "-n", "1"), "--n"),
         (("colored-objects", "pocket", "--style", "title"), "title-case colors"),
         (("ioi", "no-such-model"), "no-such-model"),
     ],

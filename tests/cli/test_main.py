@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from apps.explorer.samples import BEFORE, COMMANDS
 from interp import __version__
 from interp.cli import runs
 from interp.cli.main import app
@@ -74,6 +75,22 @@ def test_a_defect_is_not_dressed_up_as_bad_input(interp: Interp, monkeypatch: py
     monkeypatch.setattr(runs, "run_folders", fail)
     with pytest.raises(ZeroDivisionError):
         interp("runs", "list")
+
+
+def test_how_many_items_is_the_same_option_everywhere() -> None:
+    counts = {(*option.opts, *option.secondary_opts) for _, command in commands() for option in command.params
+              if option.name == "n" or "-n" in option.opts}  # fmt: skip
+    assert counts == {("--n", "-n")}
+    known = {option for _, command in commands() for parameter in command.params for option in parameter.opts}
+    assert not known & {"--texts", "--functions", "--questions", "--sequences", "--prompts-count", "-q"}
+
+
+@pytest.mark.parametrize("line", {**COMMANDS, **BEFORE}.values())
+def test_the_commands_of_the_samples_exist(line: str) -> None:
+    (command,) = (command for name, command in commands() if line.startswith(f"{name} "))
+    known = {option for parameter in command.params for option in parameter.opts}
+    given = {word.split("=")[0] for word in line.split() if word.startswith("-")}
+    assert given <= known
 
 
 PLACES = {

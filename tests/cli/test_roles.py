@@ -13,7 +13,7 @@ from interp.heads.roles import ROLES
 from interp.runs import load_run
 
 Interp = Callable[..., Any]
-SMALL = ("--segment", 12, "--sequences", 2)
+SMALL = ("--segment", 12, "-n", 2)
 
 
 def test_roles_are_printed_and_written_as_a_run(interp: Interp, random_llama: Path, tmp_path: Path) -> None:

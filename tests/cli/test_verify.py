@@ -34,7 +34,7 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_samples_are_collected_and_counted(interp: Interp, tmp_path: Path) -> None:
     run = tmp_path / "traces"
-    command = ("probe", "verify", "collect", "pocket", "-q", 2, "--digits", "2,2", "-n", 3, "--out", run)
+    command = ("probe", "verify", "collect", "pocket", "-n", 2, "--digits", "2,2", "--samples", 3, "--out", run)
     done = interp(*command, "--temperature", 1.5, "--max-new-tokens", 30, "--json")
     assert done.code == 0, done.err
     assert (done.json["traces"], done.json["questions"]) == (6, 2)
@@ -64,7 +64,7 @@ def test_centroids_are_fitted_verified_and_used_to_rank_other_questions_only(
     assert Centroids.load(fitted).model["fingerprint"] == run.record.model["fingerprint"]
 
     greedy = tmp_path / "greedy"
-    asked = ("-q", 6, "--digits", "2,2", "-n", 1, "--temperature", 0, "--max-new-tokens", 40)
+    asked = ("-n", 6, "--digits", "2,2", "--samples", 1, "--temperature", 0, "--max-new-tokens", 40)
     assert interp("probe", "verify", "collect", "pocket", *asked, "--out", greedy).code == 0
     done = interp(
         "probe", "verify", "rank", "pocket", sampled, "--centroids", fitted / CENTROIDS_FILE, "--k", "1,6",
