@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from interp.errors import BadInput, UnreadableFile
 from interp.runs import staged
+from interp.tables import in_notebook
 from interp.tracing.model import Model
 from probes.reasoning import Missing
 from probes.traces import Experience
@@ -50,6 +51,12 @@ class Centroids:
     def __repr__(self) -> str:
         right, wrong = self.counts
         return f"Centroids({self.model['name']}, {len(self.success)} layers, {right} right and {wrong} wrong traces)"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        columns = {"gap": self.gap, "spread of right": self.spread[0], "spread of wrong": self.spread[1]}
+        return in_notebook(self, pd.DataFrame(columns).rename_axis("layer").reset_index())
 
     @property
     def gap(self) -> np.ndarray:

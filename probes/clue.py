@@ -18,6 +18,7 @@ import pandas as pd
 from interp.errors import BadInput, choose
 from interp.heads.scores import model_record
 from interp.runs import Run
+from interp.tables import in_notebook
 from interp.tracing.model import Model
 from probes.centroids import BASELINES, CENTROIDS_FILE, SITE, Centroids, RunningMeans, digest, require_author
 from probes.certainty import confidence
@@ -56,6 +57,9 @@ class Scored:
 
     def __repr__(self) -> str:
         return f"Scored({len(self)} traces of {self.frame.question.nunique()} questions)"
+
+    def _repr_html_(self) -> str:
+        return in_notebook(self, self.frame[["question", "answer", "correct", "to_success", "to_failure"]])
 
     @property
     def correct(self) -> np.ndarray:

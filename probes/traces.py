@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import BadInput, UnreadableFile, choose
 from interp.runs import Run, load_run, save_run
+from interp.tables import in_notebook
 from interp.tasks.labelled import read_rows
 from probes.reasoning import MISSING, Missing, Reasoning, locate
 
@@ -83,6 +84,10 @@ class Experience(Sequence[Response]):
         checked = [r.correct for r in self if r.correct is not None]
         right = f", {sum(checked) / len(checked):.0%} right" if checked else ""
         return f"Experience({len(self)} traces of {len(self.questions)} questions{right})"
+
+    def _repr_html_(self) -> str:
+        traces = self.frame.groupby("question", sort=False)
+        return in_notebook(self, traces.agg(traces=("tokens", "size"), right=("correct", "mean")).reset_index())
 
     @property
     def questions(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import interp
 from apps.explorer.results import result_of
@@ -19,8 +20,17 @@ from interp.logit_lens import logit_lens
 from interp.next_token import next_token
 from interp.runs import load_run, run_folders
 from interp.shipped import samples_folder
+from interp.skills.mask import GraftMask
 from interp.tables import html_table, shortened
+from interp.tasks.classification import Classification
+from interp.tasks.classified import Example
+from interp.tasks.concepts import concept
+from interp.tasks.labelled import LabelledTexts
+from probes.ast.corpus import generated_functions, split_by_file
 from probes.reading import Reading
+from probes.traces import Experience, Response
+from probes.verification import Verification
+from probes.vsa.splits import Split as RowSplit
 from tests.families import build, prompts, word_tokenizer
 
 HOSTILE = "<script>alert(1)</script> & <b>bold</b>"
@@ -146,3 +156,53 @@ def test_an_edit_says_what_it_does_without_its_tensors(model: interp.Model) -> N
     donor = model.run(prompts(2, 4), read="z.1")
     edit = interp.patch("z.1.3", donor).at(positions=-1, rows=[0, 1])
     assert repr(edit) == "Edit(patch(z.1.3) at -1, prompts 0, 1)"
+
+
+def test_data_to_read_says_how_much_of_what_it_holds() -> None:
+    texts = LabelledTexts(HOSTILE, (HOSTILE,) * 8, ("a", "b") * 4, groups=("g",) * 8)
+    assert page(texts).texts[:4] == [repr(texts), "text", "label", "group"]
+    assert page(texts).texts[4] == HOSTILE
+    assert page(texts).texts[-1] == "… and 2 more"
+    assert repr(concept("country")) == "Concept(country, factual: second half / first half)"
+
+    spoken = Classification.build(
+        word_tokenizer(),
+        {"train": [Example("w5", "w3"), Example("w6", "w4")], "test": [Example("w7", "w3")]},
+        name=HOSTILE,
+        template="{text}",
+        words={"w3": "w3", "w4": "w4"},
+    )
+    assert page(spoken).texts[1:9] == ["split", "examples", "the first", "answer", "train", "2", "w5", " w3"]
+    assert repr(spoken["train"]).startswith("Examples(PromptSet(2 prompts")
+
+
+def test_splits_say_how_large_their_parts_are() -> None:
+    functions = split_by_file(generated_functions(60))
+    sizes = [len(functions.train), len(functions.valid), len(functions.test)]
+    assert sum(sizes) == 60
+    assert repr(functions) == "Split(python of the standard library: {} train, {} valid, {} test)".format(*sizes)
+    assert "\n" not in repr(functions.test[0])
+    assert [int(page(functions).texts[i]) for i in (6, 10, 14)] == sizes
+    rows = RowSplit(np.arange(900), np.arange(90), np.arange(80), dropped=7)
+    assert repr(rows) == "Split(900 training, 90 validation, 80 test prompts; 7 dropped)"
+
+
+def test_experience_and_what_is_learned_from_it_show_their_traces() -> None:
+    asked = [Response(HOSTILE, (1,), (2, 3), correct=True), Response(HOSTILE, (1,), (4,), correct=False)]
+    unchecked = Experience((*asked, Response("other", (5,), (6,))))
+    assert page(unchecked).texts[4:] == [HOSTILE, "2", "0.5", "other", "1", "<NA>"]
+    scored = Verification.load(samples_folder() / "clue-verification").scored
+    assert page(scored).texts[0] == repr(scored)
+    assert page(scored).texts[1:6] == ["question", "answer", "correct", "to_success", "to_failure"]
+    layers = page(scored.centroids)
+    assert layers.texts[1:5] == ["layer", "gap", "spread of right", "spread of wrong"]
+    assert layers.texts[5::4] == [str(layer) for layer in range(4)]
+
+
+def test_a_graft_mask_shows_its_shares_by_module_and_layer() -> None:
+    shapes = {f"blocks.{layer}.<b>{kind}": (4, 5) for layer in (0, 1) for kind in ("q", "k")}
+    mask = GraftMask({"blocks.1.<b>k": torch.arange(5)}, shapes, "pre", "ft")
+    shown = page(mask).texts
+    assert shown[0] == "GraftMask(5 of 80 parameters, 6.250%)"
+    assert [shown[i] for i in (8, 9, 10, 11)] == ["<b>q", "0", "40", "0"]
+    assert [shown[shown.index("layer") + i] for i in (14, 15, 17)] == ["1", "5", "1"]

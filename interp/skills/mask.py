@@ -22,6 +22,7 @@ from torch import Tensor
 from interp.errors import BadInput, MaskMismatch, UnreadableFile
 from interp.runs import staged
 from interp.skills.pairs import check_pair, independent_copy
+from interp.tables import in_notebook
 from interp.tracing.model import Model
 
 SCHEMA = "interp-graft/1"
@@ -57,6 +58,9 @@ class GraftMask:
 
     def __repr__(self) -> str:
         return f"GraftMask({len(self):,} of {self.size:,} parameters, {self.sparsity:.3%})"
+
+    def _repr_html_(self) -> str:
+        return in_notebook(self, self.shares("module"), self.shares("layer"))
 
     def __len__(self) -> int:
         """How many parameters are grafted."""

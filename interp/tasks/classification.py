@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import BadInput, UnreadableFile, choose
+from interp.tables import in_notebook
 from interp.tasks.classified import TASKS, Example
 from interp.tasks.encoding import encode
 from interp.tasks.labelled import read_rows
@@ -35,7 +36,7 @@ SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
 FIELDS = frozenset({"text", "label", "pair", "split"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Examples:
     """Prompts, and for each the index of its label. The prompts' answers are the label words."""
 
@@ -44,6 +45,9 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def __repr__(self) -> str:
+        return f"Examples({self.prompts!r})"
 
     def select(self, indices: Sequence[int]) -> Examples:
         """The examples at `indices`, in that order."""
@@ -68,6 +72,13 @@ class Classification:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(examples)} {split}" for split, examples in self.splits.items())
         return f"Classification({self.name}: {' / '.join(self.labels)}; {sizes})"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        first = {split: examples.prompts for split, examples in self.splits.items() if len(examples)}
+        rows = [(split, len(of), of.texts[0], of.answers[0]) for split, of in first.items()]
+        return in_notebook(self, pd.DataFrame(rows, columns=["split", "examples", "the first", "answer"]))
 
     def __getitem__(self, split: str) -> Examples:
         """The examples of a split. Raises BadInput where there is no such split."""

@@ -41,7 +41,7 @@ class Example:
     group: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Concept:
     """A generator: `make(rng, label, difficulty)` writes a text with this label.
 
@@ -53,6 +53,9 @@ class Concept:
     labels: tuple[str, str]
     make: Callable[[Random, bool, int], Example]
     closed: Mapping[int, int] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Concept({self.name}, {self.level}: {' / '.join(self.labels)})"
 
     def at_most(self, n: int, difficulty: int = 1) -> int:
         """`n`, or as many texts as there are where those are fewer: facts are a closed list."""

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import BadInput, UnreadableFile
+from interp.tables import in_notebook
+
+SHOWN = 6
+"""Texts in a notebook."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +45,12 @@ class LabelledTexts:
     def __repr__(self) -> str:
         level = f" ({self.level})" if self.level else ""
         return f"LabelledTexts({self.name}{level}: {len(self)} texts, classes {sorted(set(map(str, self.labels)))})"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        columns = {"text": self.texts, "label": self.labels, "key": self.keys, "group": self.groups}
+        return in_notebook(self, pd.DataFrame({name: column for name, column in columns.items() if column}), most=SHOWN)
 
     @classmethod
     def from_file(cls, path: str | Path, name: str | None = None) -> LabelledTexts:

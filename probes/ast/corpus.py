@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import BadInput, UnreadableFile
 from interp.pocket.skills.code import function as generated_function
+from interp.tables import in_notebook
 from probes.ast.languages import language, parse, parser, walk
 from probes.ast.tree import Constituent, Leaf, Tree, TreeTuple, constituents, leaves, to_tuple
 
@@ -31,13 +32,22 @@ NOT_OURS = frozenset({"site-packages", "dist-packages", "__pycache__", "node_mod
 TESTS = frozenset({"test", "tests", "idle_test"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Snippet:
     """A function, its tree, and the file it comes from."""
 
     code: str
     tree: Tree
     file: str
+
+    @classmethod
+    def of(cls, code: str, language: str = "python", file: str = "typed") -> Snippet:
+        """Code with the tree that the parser of its language gives. Raises BadInput as `parse`."""
+        return cls(code, parse(code, language), file)
+
+    def __repr__(self) -> str:
+        first, *_ = self.code.partition("\n")
+        return f"Snippet({first} … {len(self.leaves)} tokens, from {self.file})"
 
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -52,7 +62,7 @@ class Snippet:
         return constituents(self.tree)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Split:
     """Functions to learn from, to stop learning by, and to judge on; no file has functions in two of them."""
 
@@ -62,6 +72,25 @@ class Split:
     language: str
     source: str
     seed: int
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train)} train, {len(self.valid)} valid, {len(self.test)} test"
+        return f"Split({self.language} of the {self.source}: {sizes})"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        parts = {"train": self.train, "valid": self.valid, "test": self.test}
+        rows = [
+            {
+                "part": part,
+                "functions": len(of),
+                "files": len({snippet.file for snippet in of}),
+                "tokens": sum(len(snippet.leaves) for snippet in of),
+            }
+            for part, of in parts.items()
+        ]
+        return in_notebook(self, pd.DataFrame(rows))
 
 
 def functions(code: str, name: str) -> Iterator[str]:
@@ -150,7 +179,7 @@ def generated_functions(n: int, *, seed: int = 0) -> tuple[Snippet, ...]:
     rng, found = Random(f"functions {seed}"), dict[str, None]()
     while len(found) < n:
         found[generated_function(rng)] = None
-    return tuple(Snippet(code, parse(code, "python"), f"{i // GENERATED_PER_FILE}.py") for i, code in enumerate(found))
+    return tuple(Snippet.of(code, file=f"{i // GENERATED_PER_FILE}.py") for i, code in enumerate(found))
 
 
 def split_by_file(
@@ -201,6 +230,6 @@ def _read(file: Path, name: str) -> Iterator[str]:
 
 def _snippet(code: str, name: str, file: str) -> Snippet | None:
     try:
-        return Snippet(code, parse(code, name), file)
+        return Snippet.of(code, name, file)
     except BadInput:
         return None

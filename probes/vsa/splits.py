@@ -17,7 +17,7 @@ SHARES = (0.8, 0.1, 0.1)
 """Of training, validation and test in the paper."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Rows of the prompts. Those that would carry a held-out pair into training are `dropped`."""
 
@@ -25,6 +25,10 @@ class Split:
     validation: np.ndarray
     test: np.ndarray
     dropped: int
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train)} training, {len(self.validation)} validation, {len(self.test)} test prompts"
+        return f"Split({sizes}; {self.dropped} dropped)"
 
 
 def split(structures: Sequence[Structure], by: By = "pair", seed: int = 0) -> Split:
