@@ -14,7 +14,6 @@ from apps.explorer.settings import samples_folder
 from apps.explorer.views.syntax import CODE, MOST
 from interp.plots.syntax import alike
 from probes.ast.corpus import Snippet
-from probes.ast.languages import parse
 from probes.ast.reading import fresh_model, read_code
 from probes.ast.result import AstStudy
 from tests.apps.reading import charts, numbers, said
@@ -64,7 +63,7 @@ def test_typed_code_is_read_as_the_library_reads_it_beside_its_controls(draw, st
     test = draw("probes", show="syntax")
     assert not test.exception
     assert not test.error
-    (own,) = read_code(pocket, study, [Snippet(CODE, parse(CODE, "python"), "")], fresh=fresh_model(pocket, study))
+    (own,) = read_code(pocket, study, [Snippet.of(CODE)], fresh=fresh_model(pocket, study))
     assert same(charts(test)[-1], own.plot())
     table = test.dataframe[-1].value
     np.testing.assert_allclose(table.f1, own.frame.f1)
@@ -73,7 +72,7 @@ def test_typed_code_is_read_as_the_library_reads_it_beside_its_controls(draw, st
     code = "def f(x):\n    return x + 1\n"
     test.text_area(key="code").set_value(code).run()
     assert test.query_params["code"] == code
-    (other,) = read_code(pocket, study, [Snippet(code, parse(code, "python"), "")])
+    (other,) = read_code(pocket, study, [Snippet.of(code)])
     assert same(charts(test)[-1], other.plot())
     test.selectbox(key="ast-site").select("embed").run()
     assert set(test.dataframe[-1].value.site[:1]) == {"embed"}

@@ -49,7 +49,7 @@ def pocket() -> Model:
 
 
 def snippet(code: str, file: str = "a.py") -> Snippet:
-    return Snippet(code, parse(code, "python"), file)
+    return Snippet.of(code, file=file)
 
 
 def test_functions_come_without_comments_and_documentation() -> None:

@@ -18,7 +18,6 @@ from interp.plots.syntax import alike, by_layer_and_rank, trees
 from interp.pocket.skills.code import function
 from probes.ast.corpus import Snippet, Split, sample_functions, split_by_file
 from probes.ast.decode import recovered
-from probes.ast.languages import parse
 from probes.ast.leaves import leaf_states
 from probes.ast.metrics import membership
 from probes.ast.reading import fresh_model, read_code
@@ -104,7 +103,7 @@ def test_trees_stand_beside_each_other_and_say_what_they_share(split: Split) -> 
 
 def test_words_that_are_markup_are_letters_in_a_tree(pocket: interp.Model) -> None:
     code = "x = '<b>bold</b><a href=\"http://evil.test\">y</a>'\n"
-    snippet = Snippet(code, parse(code, "python"), "")
+    snippet = Snippet.of(code)
     drawn = trees(snippet, snippet.vectors).to_json()
     assert "<a href" not in drawn
     assert "<b>bold" not in drawn

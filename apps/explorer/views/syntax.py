@@ -135,10 +135,9 @@ def _recovered(
     _loaded: Model, _study: AstStudy, fingerprint: str, path: str, finished: str, code: str, language: str, site: str
 ) -> ReadCode:
     from probes.ast.corpus import Snippet
-    from probes.ast.languages import parse
     from probes.ast.reading import read_code
 
-    snippet = Snippet(code, parse(code, language), "typed")
+    snippet = Snippet.of(code, language)
     small = _loaded.spec.parameters <= UNTRAINED_PARAMETERS
     fresh = _untrained(_loaded, _study, fingerprint, path, finished) if small else None
     (found,) = read_code(_loaded, _study, [snippet], site=site, fresh=fresh)
