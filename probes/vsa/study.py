@@ -16,12 +16,12 @@ from torch import Tensor
 
 from interp.errors import BadInput, UnreadableFile, choose
 from interp.heads.scores import model_record
-from interp.next_token import one_row
 from interp.runs import Run, load_run, save_run
 from interp.stats import bootstrap_means
 from interp.tables import in_notebook
 from interp.tasks.analogies import ROLE, Structure, structures
 from interp.tasks.prompts import PromptSet
+from interp.tracing.batch import encode
 from interp.tracing.model import Model
 from probes.activations import collect
 from probes.vsa.algebra import DIMENSIONS, MAP, Algebra
@@ -101,14 +101,16 @@ class HyperdimensionalProbe:
         """The same study with only the named encoders, to be smaller on disk. Raises BadInput as `encoder`."""
         return replace(self, encoders={name: self.encoder(name) for name in names})
 
-    def decode(self, model: Model, text: str, encoder: str, queries: Sequence[str] = (), top: int = 3) -> pd.DataFrame:
-        """What the state of one text holds: the `top` concepts after unbinding each query, with their cosines.
+    def decode(
+        self, model: Model, texts: str | Sequence[str], encoder: str, queries: Sequence[str] = (), top: int = 3
+    ) -> pd.DataFrame:
+        """What the state of a text holds: the `top` concepts after unbinding each query, with their cosines.
 
-        Queries are by default the roles of the codebook, or else the concepts that the text mentions, and nothing is
-        unbound where it mentions none. The state is that of the text's last token; an encoder of the moment `after`
-        reads the last token of what the model goes on to say. `random` is the cosine that the place has in random
-        codebooks, `beyond` whether the cosine exceeds what 99 % of their best hits stay below. Raises BadInput for
-        another model and an unknown encoder, and as `Model.run`.
+        Of several texts, the column `text` numbers them. Queries are by default the roles of the codebook, or else the
+        concepts that the text mentions, and nothing is unbound where it mentions none. The state is that of the text's
+        last token; an encoder of the moment `after` reads the last token of what the model goes on to say. `random` is
+        the cosine that the place has in random codebooks, `beyond` whether the cosine exceeds what 99 % of their best
+        hits stay below. Raises BadInput for another model, an unknown encoder and no texts, and as `Model.run`.
         """
         if model.fingerprint != self.model["fingerprint"]:
             raise BadInput(
@@ -117,23 +119,34 @@ class HyperdimensionalProbe:
             )
         fitted = self.encoder(encoder)
         _, moment, ingestion = encoder.split("/")
-        row = one_row(model, text)
+        given = [texts] if isinstance(texts, str) else list(texts)
+        rows = [list(row) for row in encode(given, model.tokenizer).rows]
         if moment == "after":
-            row += model.generate([row], max_new_tokens=self.parameters.get("answer_tokens", 1)).tokens[0]
-        states = collect(model, [row], upper_half(model.spec))
-        (predicted,) = fitted(next(iter(ingest(states, (ingestion,), self.seed).values())))
-        roles = [name for name in self.codebook.concepts if name.startswith(ROLE)]
-        asked: list[tuple[str, ...]] = [(name,) for name in queries or roles or mentioned(text, self.codebook)] or [()]
-        top = min(top, len(self.codebook))
+            length = self.parameters.get("answer_tokens", 1)
+            rows = [row + list(model.generate([row], max_new_tokens=length).tokens[0]) for row in rows]
+        states = collect(model, rows, upper_half(model.spec))
+        predicted = fitted(next(iter(ingest(states, (ingestion,), self.seed).values())))
         others = [self.codebook.random(draw) for draw in range(DRAWS)]
-        rows = []
-        for query in asked:
-            best = unbound(predicted, query, self.codebook).topk(top)
-            random = torch.stack([unbound(predicted, query, other).topk(top).values for other in others]).mean(0)
+        roles = [name for name in self.codebook.concepts if name.startswith(ROLE)]
+        found = []
+        for number, (text, vector) in enumerate(zip(given, predicted, strict=True)):
+            asked = queries or roles or mentioned(text, self.codebook)
+            found += [{"text": number, **row} for row in self._concepts(vector, asked, top, others)]
+        frame = pd.DataFrame(found)
+        return frame.drop(columns="text") if isinstance(texts, str) else frame
+
+    def _concepts(
+        self, vector: Tensor, asked: Sequence[str], top: int, others: Sequence[Codebook]
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of one hypervector `[dimensions]`; `others` are random codebooks."""
+        top = min(top, len(self.codebook))
+        queries: list[tuple[str, ...]] = [(name,) for name in asked] or [()]
+        for query in queries:
+            best = unbound(vector, query, self.codebook).topk(top)
+            random = torch.stack([unbound(vector, query, other).topk(top).values for other in others]).mean(0)
             for place, (cosine, i) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
                 found = {"query": "".join(query), "concept": self.codebook.concepts[i], "cosine": cosine}
-                rows.append({**found, "random": float(random[place]), "beyond": cosine > self.chance})
-        return pd.DataFrame(rows)
+                yield {**found, "random": float(random[place]), "beyond": cosine > self.chance}
 
     def plot(self) -> go.Figure:
         """Precision at 1, 3 and 5 of every method, with intervals."""

@@ -230,6 +230,21 @@ def test_an_encoder_of_the_answer_reads_what_the_model_goes_on_to_say(
     pd.testing.assert_frame_equal(after, again)
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_several_texts_are_decoded_as_each_alone(
+    probe: HyperdimensionalProbe, pocket: Model, prompts: PromptSet, moment: str
+) -> None:
+    texts = [prompts.texts[i] for i in probe.split.test[:3]] + ["no concept"]
+    name = f"linear/{moment}/clusters"
+    together = probe.decode(pocket, texts, name, top=2)
+    for number, text in enumerate(texts):
+        own = together[together.text == number].drop(columns="text").reset_index(drop=True)
+        pd.testing.assert_frame_equal(own, probe.decode(pocket, text, name, top=2), atol=1e-5, rtol=1e-4)
+    assert list(together["query"][together.text == 3]) == ["", ""]
+    with pytest.raises(BadInput, match="no prompts"):
+        probe.decode(pocket, [], name)
+
+
 def test_a_study_keeps_the_encoders_it_is_told_to(probe: HyperdimensionalProbe, tmp_path: Path) -> None:
     name = "linear/before/clusters"
     run = probe.keeping([name]).save(tmp_path / "run", half=True)
