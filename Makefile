@@ -2,7 +2,7 @@
 # Another interpreter: make test PYTHON=python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint bench explore pocket clean
+.PHONY: help env demo test lint bench explore notebooks pocket clean
 
 SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
@@ -21,6 +21,7 @@ help:
 	@echo 'make lint      lint and types only'
 	@echo 'make bench     measure speed and memory (make bench TARGET=tracing for one subject)'
 	@echo 'make explore   the explorer in the browser'
+	@echo 'make notebooks ten questions, answered on the bundled model, in JupyterLab'
 	@echo 'make pocket    train the bundled model again (up to 100 minutes on two cores; resumes)'
 	@echo 'make clean     remove the environment, caches and the demo run'
 
@@ -51,6 +52,10 @@ bench: $(STAMP)
 
 explore: $(STAMP)
 	@$(BIN)/interp explore
+
+notebooks: $(STAMP)
+	@$(INSTALL) -e '.[notebooks]'
+	@$(BIN)/jupyter lab notebooks
 
 pocket: $(STAMP)
 	$(BIN)/python -m interp.pocket.train --out data/pocket
