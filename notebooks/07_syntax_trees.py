@@ -55,10 +55,9 @@ model
 # ```
 
 # %%
-from apps.explorer.settings import samples_folder
 from probes.ast.result import AstStudy
 
-known = AstStudy.load(samples_folder() / "ast")
+known = AstStudy.load(interp.samples_folder() / "ast")
 known.plot()
 
 # %% [markdown]
@@ -79,7 +78,6 @@ versus.style.hide(axis="index").format(precision=2)
 
 # %%
 from probes.ast.corpus import Snippet
-from probes.ast.languages import parse
 from probes.ast.reading import fresh_model, read_code
 
 code = """\
@@ -89,7 +87,7 @@ def sum_values(values, count):
         total += item
     return total
 """
-snippet = Snippet(code, parse(code, "python"), "typed")
+snippet = Snippet.of(code)
 read = read_code(model, known, [snippet], fresh=fresh_model(model, known))[0]
 read.plot()
 

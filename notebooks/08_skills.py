@@ -73,27 +73,16 @@ found[1e-2]
 # ## How much of the skill does a mask carry?
 #
 # `recovered` is the share of the gain in accuracy on 96 test sentences, with 95 % bootstrap intervals. Beside each mask
-# stand as many weights chosen at random and as many that moved most (`movement`). One more control is made by hand:
-# **same places** has as many weights of every matrix as the mask of 1 % has, but random ones. If it were enough to know
-# the layer and the module, this mask would do as well.
+# stand as many weights chosen at random, as many that moved most (`movement`), and random weights again, but as many of
+# every matrix as the mask has there (`same matrices`). If it were enough to know the layer and the module, these would
+# do as well as the mask.
 
 # %%
-import torch
+from interp.skills.evaluation import evaluate, with_baselines
 
-from interp.skills.evaluation import Candidate, evaluate, with_baselines
-from interp.skills.mask import GraftMask
-
-mask = found[1e-2].mask
-generator = torch.Generator().manual_seed(seed)
-others = {
-    name: torch.randperm(mask.dense(name).numel(), generator=generator)[: len(chosen)].sort().values
-    for name, chosen in mask.indices.items()
-}
-same_places = GraftMask(others, mask.shapes, mask.pre, mask.ft)
-candidates = with_baselines(
-    model, tuned.model, [each.mask for each in found.values()], baselines=["random", "movement"], seeds=[seed]
-)
-candidates.append(Candidate("same places", same_places, 1e-2))
+masks = [each.mask for each in found.values()]
+baselines = ["random", "same matrices", "movement"]
+candidates = with_baselines(model, tuned.model, masks, baselines=baselines, seeds=[seed])
 result = evaluate(model, tuned.model, task, candidates, seed=seed)
 columns = ["method", "budget", "parameters", "accuracy", "recovered", "recovered_low", "recovered_high", "n"]
 result.frame[columns].style.hide(axis="index").format(precision=2, subset=columns[3:]).format("{:.1%}", subset="budget")
@@ -103,8 +92,9 @@ result.plot("gain")
 
 # %% [markdown]
 # One weight in a hundred carries most of the gain, one in ten nearly all of it. Random weights carry next to nothing,
-# and so do random weights of the very same matrices: the skill is in single weights, and naming a layer or a module
-# does not find it.
+# and so does one in a hundred from the very same matrices: the skill is in single weights, and naming a layer or a
+# module does not find it. With one in ten the same matrices carry about a third of the gain: a mask so large fills some
+# matrices so far that random weights of theirs meet a quarter of it.
 #
 # ## Where are they?
 #
@@ -113,7 +103,7 @@ result.plot("gain")
 # that moved most. So this is first of all a picture of where fine-tuning moved weights far.
 
 # %%
-shares = {by: mask.shares(by) for by in ("layer", "module")}
+shares = {by: found[1e-2].mask.shares(by) for by in ("layer", "module")}
 shares["layer"].style.hide(axis="index").format(precision=2, subset=["share", "by_chance", "chance_low", "chance_high"])
 
 # %%

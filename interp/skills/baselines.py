@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
 from typing import Literal, get_args
 
 import torch
@@ -44,6 +46,20 @@ def baseline_mask(
     shapes = {name: tuple(parameter.shape) for name, parameter in ours.items()}
     about = {"rule": rule, "sparsity": sparsity, "seed": seed if rule == "random" else None}
     return GraftMask(indices, shapes, pre.fingerprint, ft.fingerprint, about)
+
+
+def same_matrices(mask: GraftMask, *, seed: int = 0) -> GraftMask:
+    """As many entries of every parameter as the mask has there, drawn at random: the right places, the wrong weights.
+
+    Where it does as well as the mask, naming the layer and the module is enough.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {
+        name: torch.randperm(prod(mask.shapes[name]), generator=generator)[: len(chosen)].sort().values
+        for name, chosen in mask.indices.items()
+    }
+    about = {"rule": "same matrices", "seed": seed, "of": dict(mask.metadata)}
+    return replace(mask, indices=drawn, metadata=about)
 
 
 def everything_mask(pre: Model, ft: Model, everything: bool = False) -> GraftMask:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from interp.errors import BadInput, choose
 from interp.runs import Run, load_run, save_run
-from interp.skills.baselines import baseline_mask
+from interp.skills.baselines import baseline_mask, same_matrices
 from interp.skills.calibration import confidences, expected_calibration_error, reliability
 from interp.skills.mask import GraftMask
 from interp.skills.pairs import check_pair, refuse_encoder
@@ -27,8 +27,8 @@ from interp.tracing.model import Model
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-BASELINES = ("random", "magnitude", "movement", "bias", "lottery ticket")
-"""Of the same budget: see `baseline_mask`; a lottery ticket has zeros outside the localised mask."""
+BASELINES = ("random", "same matrices", "magnitude", "movement", "bias", "lottery ticket")
+"""Of the same budget: see `baseline_mask` and `same_matrices`; a lottery ticket has zeros outside the mask."""
 PRE, FT = "pre-trained", "fine-tuned"
 ADAPTIVE_BINS = 15
 MODELS = ["method", "budget", "seed", "parameters"]
@@ -239,6 +239,9 @@ def with_baselines(
         for name in baselines:
             if name == "lottery ticket":
                 candidates.append(Candidate(name, mask, share, outside="zero"))
+                continue
+            if name == "same matrices":
+                candidates += [Candidate(name, same_matrices(mask, seed=seed), share, seed) for seed in seeds]
                 continue
             for seed in seeds if name == "random" else [0]:
                 other = baseline_mask(pre, ft, name, min(exact, 1.0), seed=seed, everything=everything)  # type: ignore[arg-type]

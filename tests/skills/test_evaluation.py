@@ -79,13 +79,15 @@ def test_what_moved_most_carries_the_skill_and_random_parameters_do_not(evaluati
     assert frame.recovered["localized"] > 0.8
     assert frame.recovered["random"].max() < 0.3
     assert (frame.recovered[["bias", "lottery ticket"]] < 0.3).all()
+    # One in ten is a large part of the matrices that moved, so some of what moved is met by chance.
+    assert frame.recovered["same matrices"].max() < 0.5 < frame.recovered_low["localized"]
 
 
 def test_every_method_has_the_budget_of_its_mask(evaluation: Evaluation) -> None:
     frame = evaluation.frame.query("split == 'test'")
     for _, group in frame[~frame.method.isin(["pre-trained", "fine-tuned", "bias"])].groupby("budget"):
         assert group.parameters.nunique() == 1
-        assert sorted(group.method) == sorted(["localized", "random", *(set(BASELINES) - {"bias"})])
+        assert sorted(group.method) == sorted(["localized", "random", "same matrices", *(set(BASELINES) - {"bias"})])
 
 
 def test_in_place_answers_are_those_of_the_model_that_apply_makes(

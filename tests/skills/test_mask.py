@@ -11,7 +11,7 @@ import torch
 import interp
 from interp.errors import BadInput, MaskMismatch, UnreadableFile
 from interp.skills.authors import read_list_of_s
-from interp.skills.baselines import baseline_mask, everything_mask
+from interp.skills.baselines import baseline_mask, everything_mask, same_matrices
 from interp.skills.finetune import FineTuning
 from interp.skills.mask import GraftMask, union
 from interp.skills.pairs import check_pair, trainable
@@ -147,6 +147,15 @@ def test_baselines_keep_the_budget_and_mean_what_they_say(pocket: Model, taught:
     assert len(baseline_mask(pocket, taught.model, "bias", 0.5)) == sum(
         parameter.numel() for name, parameter in ours.items() if name.endswith("bias")
     )
+
+
+def test_random_weights_of_the_same_matrices_are_as_many_in_each_and_others(pocket: Model, taught: FineTuning) -> None:
+    mask = baseline_mask(pocket, taught.model, "movement", 1e-3)
+    drawn = same_matrices(mask, seed=1)
+    assert drawn.breakdown().chosen.tolist() == mask.breakdown().chosen.tolist()
+    assert len(drawn & mask) < 0.05 * len(mask)
+    assert drawn == same_matrices(mask, seed=1) != same_matrices(mask, seed=2)
+    assert (drawn.pre, drawn.ft) == (mask.pre, mask.ft)
 
 
 def test_the_breakdown_counts_every_entry_where_it_is(pocket: Model, taught: FineTuning) -> None:

@@ -8,10 +8,13 @@ rows = result.frame.set_index(["method", "budget"])
 assert set(result.frame.n) == {96}
 assert rows.recovered["localized", 1e-2] > 0.5
 assert rows.recovered["localized", 1e-1] > 0.85
-for method in ("random", "same places"):
+for method in ("random", "same matrices"):
     assert rows.recovered[method, 1e-2] < 0.15
     assert rows.recovered_low["localized", 1e-2] > rows.recovered[method, 1e-2]
 assert rows.recovered["random", 1e-1] < 0.2
+assert 0.2 < rows.recovered["same matrices", 1e-1] < 0.5 < rows.recovered_low["localized", 1e-1]
+table = found[1e-1].mask.breakdown()
+assert 0.2 < (table.chosen**2 / table["size"]).sum() / table.chosen.sum() < 0.3, "met by chance: a quarter"
 
 layers, modules = (shares[by].set_index(by) for by in ("layer", "module"))
 assert layers.share.idxmax() == 0
