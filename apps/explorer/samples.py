@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from apps.explorer.settings import samples_folder
 from interp.cli.main import app
+from interp.errors import BadInput, choose
 
 NAME = re.compile(r"\{([\w.-]+)\}")
 SMALL = "--sizes train=512,validation=64,test=128,ood=64"
@@ -70,7 +71,9 @@ BEFORE: dict[str, str] = {
 
 
 def make(folder: Path, names: list[str]) -> None:
-    """Make the named runs anew in `folder`."""
+    """Make the named runs anew in `folder`. Raises BadInput for a name that is none, before any is removed."""
+    if unknown := [name for name in names if name not in COMMANDS]:
+        raise BadInput(f"there is no sample {unknown[0]!r}; {choose(unknown[0], COMMANDS)}")
     with TemporaryDirectory() as scratch:
         for name in names:
             for run in (folder / name, *folder.glob(f"{name}-causal-*")):
