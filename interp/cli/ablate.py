@@ -89,12 +89,14 @@ def ablate(
     ablations: Annotated[
         str,
         typer.Option(
-            help="Of zero, mean, mean-positional, mean-template:KEY, resample:SEED, uniform, uniform-at-decode, "
-            "scale:FACTOR.",
+            help="Ways to ablate: zero, mean, mean-positional, mean-template:KEY, resample:SEED, uniform, "
+            "uniform-at-decode, scale:FACTOR.",
             show_default="mean,zero,uniform-at-decode; with --all zero",
         ),
     ] = "",
-    metric: Annotated[MetricName, typer.Option(help="With --all: what is lost.")] = "log-probability",
+    metric: Annotated[
+        MetricName, typer.Option(help="With --all: the metric whose loss is measured.")
+    ] = "log-probability",
     task: Annotated[
         Task, typer.Option(help="Needles in long text, stories that repeat a word, or perplexity of text.")
     ] = "needle",

@@ -27,7 +27,7 @@ def edges(
         Literal["eap", "eap-ig"], typer.Option(help="One gradient, or several on the way from the counterfactual.")
     ] = "eap-ig",
     steps: Annotated[int, typer.Option(help="Gradients of --method eap-ig.", min=1)] = 5,
-    metric: Annotated[str, typer.Option(help="Logit-difference, log-probability, probability or logit.")] = (
+    metric: Annotated[str, typer.Option(help="One of logit-difference, log-probability, probability, logit.")] = (
         "logit-difference"
     ),
     n: Annotated[int, typer.Option("--n", "-n", help="Prompts to generate, or to take from the file.", min=1)] = 32,
@@ -38,7 +38,7 @@ def edges(
             show_default="that of the bundled model for pocket",
         ),
     ] = None,
-    corruption: Annotated[str, typer.Option(help="Ioi: what the counterfactual changes, such as ABC.")] = "S2->IO",
+    corruption: Annotated[str, typer.Option(help="Task ioi: what the counterfactual changes, such as ABC.")] = "S2->IO",
     control: Annotated[
         bool, typer.Option(help="Score the edges for the answers of other prompts too, as a control.")
     ] = True,

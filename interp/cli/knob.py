@@ -36,7 +36,7 @@ def search(
     model: ModelName,
     task: Task = "facts",
     n: Count = 200,
-    settings: Annotated[str, typer.Option(help="Of PRI, CTX, CP, PC: what is patched into what.")] = SETTINGS,
+    settings: Annotated[str, typer.Option(help="Of PRI, CTX, CP, PC: which prompt is patched into which.")] = SETTINGS,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Patch every range of layers instead.")] = False,
     threshold: Annotated[float, typer.Option(help="Probability of the answer that counts as found.")] = 0.88,
     form: Form = "instruction",

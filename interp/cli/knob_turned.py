@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -128,11 +128,12 @@ def steer(
     prompts: Annotated[
         list[str] | None, typer.Option("--prompt", help="A prompt; may be repeated.", show_default="generated items")
     ] = None,
-    at: Annotated[str, typer.Option(help="Settings side by side: none, context, prior or values.")] = (
+    at: Annotated[str, typer.Option(help="Settings, one a line: none, context, prior or values.")] = (
         "none,context,prior"
     ),
     n: Annotated[int, typer.Option("--n", "-n", help="Items to generate where no prompt is given.", min=1)] = 3,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=1)] = 10,
+    controls: Annotated[int, typer.Option(help="Random directions beside each setting.", min=1)] = 2,
     layer: Layer = None,
     wording: Wording = None,
     seed: Seed = 0,
@@ -142,30 +143,65 @@ def steer(
     revision: Revision = None,
     json: Json = False,
 ) -> None:
-    """Generate with the knob at several settings, side by side."""
+    """Continue prompts with the knob at several settings, each beside random directions that move the state as far."""
     turned = read_knob(knob, layer)
     settings = [_setting(part.strip()) for part in at.split(",") if part.strip()]
-    edits = [[] if setting == "none" else [turned.edit(setting)] for setting in settings]
-    if not edits:
-        raise BadInput(f"--at {at!r} names no setting; give some of none, context, prior and numbers")
+    if not any(setting != "none" for setting in settings):
+        raise BadInput(f"--at {at!r} names no setting of the knob; give some of context, prior and numbers")
+    for setting in settings:
+        if setting != "none":
+            turned.value(setting)  # an unknown one is refused before the model is loaded
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
     turned.check(loaded)
-    asked: Any = prompts
-    if not asked:
-        from interp.tasks.context_prior import context_prompts
-
-        items, said = material(model, "facts", n, 0, "instruction", wording, None, seed)
-        asked = context_prompts(loaded.tokenizer, items, said.silent, ("context",))
-    texts = [loaded.generate(asked, max_new_tokens=new_tokens, edits=edit).texts for edit in edits]
-    shown = list(prompts) if prompts else list(asked.texts)
     rows = [
-        {"prompt": prompt, **{str(setting): text[i] for setting, text in zip(settings, texts, strict=True)}}
-        for i, prompt in enumerate(shown)
+        row
+        for prompt in prompts or _generated(loaded, model, n, wording, seed)
+        for row in _continued(loaded, turned, prompt, settings, new_tokens, controls, seed)
     ]
     if json:
         emit({"knob": repr(turned), "generations": rows})
-    else:
-        show_frame(f"{turned!r} on {loaded.spec.name}", _frame(rows))
+        return
+    say(f"{turned!r} on {loaded.spec.name}; random directions move the hidden state as far as the knob does.")
+    for prompt, table in _frame(rows).groupby("prompt", sort=False):
+        random = [f"random {number + 1}" for number in range(controls)]
+        spread = _frame(dict(zip(random, texts, strict=False)) for texts in table["random"])
+        shown = table[["at", "moved", "text"]].reset_index(drop=True).join(spread.reindex(columns=random))
+        show_frame(str(prompt), shown.fillna(""))
+
+
+def _generated(loaded: Model, model: str, n: int, wording: str | None, seed: int) -> list[PromptSet]:
+    """One prompt an item: a context without an instruction."""
+    from interp.tasks.context_prior import context_prompts
+
+    items, said = material(model, "facts", n, 0, "instruction", wording, None, seed)
+    asked = context_prompts(loaded.tokenizer, items, said.silent, ("context",))
+    return [asked.select([i]) for i in range(len(asked))]
+
+
+def _continued(
+    loaded: Model,
+    knob: Knob,
+    prompt: str | PromptSet,
+    settings: Sequence[str | float],
+    new_tokens: int,
+    controls: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """A row a setting: how far the state was moved, the text, and those under the random directions."""
+    from interp.knob import steer as measure
+
+    found = {
+        setting: measure(loaded, knob, prompt, setting, new_tokens=new_tokens, controls=controls, seed=seed)
+        for setting in settings
+        if setting != "none"
+    }
+    rows = []
+    for setting in settings:
+        without, turned, *random = (found.get(setting) or next(iter(found.values()))).frame.to_dict("records")
+        own, others = (without, []) if setting == "none" else (turned, random)
+        about = {"prompt": prompt if isinstance(prompt, str) else prompt.texts[0], "at": setting}
+        rows.append({**about, "moved": own["moved"], "text": own["text"], "random": [each["text"] for each in others]})
+    return rows
 
 
 def read_knob(path: Path, layer: int | None = None, context: float | None = None, prior: float | None = None) -> Knob:
@@ -243,7 +279,7 @@ def show_side_effects(result: SideEffects, knob: Knob, run: Path) -> None:
     show_written(run=run)
 
 
-def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(rows)

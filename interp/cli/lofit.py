@@ -39,16 +39,25 @@ def lofit(
         ),
     ] = "",
     loss: Annotated[
-        Literal["completion", "dpo"] | None, typer.Option(help="What is fitted.", show_default="the recipe's")
+        Literal["completion", "dpo"] | None, typer.Option(help="What training lowers.", show_default="the recipe's")
     ] = None,
     heads: Annotated[str, typer.Option(help="Numbers of heads to try: 1,3,8.", show_default="the recipe's")] = "",
-    learning_rate: Annotated[float | None, typer.Option(help="Of offsets.", show_default="the recipe's")] = None,
-    selection_rate: Annotated[float | None, typer.Option(help="Of scales.", show_default="the recipe's")] = None,
-    l1: Annotated[float | None, typer.Option(help="Pull on scales.", show_default="the recipe's")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of every fit.", show_default="the recipe's")] = None,
-    seeds: Annotated[str, typer.Option(help="Everything is fitted once a seed.")] = "0,1,2",
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Learning rate of the offsets.", show_default="the recipe's")
+    ] = None,
+    selection_rate: Annotated[
+        float | None, typer.Option(help="Learning rate of the scales that select heads.", show_default="the recipe's")
+    ] = None,
+    l1: Annotated[
+        float | None, typer.Option(help="Weight of the L1 norm of the scales.", show_default="the recipe's")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of every fit.", show_default="the recipe's")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds; everything is fitted once with each.")] = "0,1,2",
     baselines: Annotated[
-        str, typer.Option(help="Of random,other,all,iti,lora.", show_default="all that the task allows")
+        str,
+        typer.Option(
+            help="What to compare with, of random,other,all,iti,lora.", show_default="all that the task allows"
+        ),
     ] = "",
     top_heads: Annotated[
         Path | None, typer.Option(help="Also write the best heads as the authors' .npy.", show_default=False)

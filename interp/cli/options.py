@@ -39,6 +39,9 @@ def new_run(to: Path | None, of: str | Path, kind: str) -> Path:
     return run
 
 
+CONCEPTS = "country, truth, sentiment, comparison, residence"
+"""Those that interp.tasks.concepts generates, which the help names without loading it."""
+
 Number = TypeVar("Number", int, float)
 
 

@@ -64,7 +64,7 @@ def patch(
             show_default="that of the bundled model for pocket",
         ),
     ] = None,
-    corruption: Annotated[str, typer.Option(help="Ioi: what the counterfactual changes, such as ABC.")] = "S2->IO",
+    corruption: Annotated[str, typer.Option(help="Task ioi: what the counterfactual changes, such as ABC.")] = "S2->IO",
     steps: Annotated[int, typer.Option(help="Gradients a layer of --method ig.", min=1)] = 10,
     rows: Annotated[int, typer.Option(help="Patches to show.", min=1)] = 15,
     to: Annotated[Path | None, out_option("runs/MODEL-patch-SITE-BY")] = None,

@@ -15,6 +15,7 @@ from interp.cli import syntax, verify, vsa
 from interp.cli.console import emit, progress, say, show_frame, show_written
 from interp.cli.models import load_model
 from interp.cli.options import (
+    CONCEPTS,
     Attention,
     Device,
     DType,
@@ -59,7 +60,7 @@ Chunk = Annotated[int, typer.Option(help="Texts in one forward pass.", min=1)]
 def depth(
     models: Models,
     data: Annotated[
-        str, typer.Option(help="Generated concepts, files (.jsonl, .csv), or published data sets in --folder.")
+        str, typer.Option(help=f"Concepts of {CONCEPTS}; files (.jsonl, .csv); or published data sets in --folder.")
     ] = "country,truth,sentiment,comparison,residence",
     n: Annotated[int, typer.Option("--n", "-n", help="Texts of a generated concept, at most.", min=10)] = 400,
     difficulty: Annotated[int, typer.Option(help="Difficulty of generated concepts.", min=1, max=3)] = 1,

@@ -11,7 +11,7 @@ import typer
 
 from interp.cli.console import emit, show_frame, show_written
 from interp.cli.models import load_model
-from interp.cli.options import Attention, Device, DType, Json, ModelName, Revision, Seed, new_run, out_option
+from interp.cli.options import CONCEPTS, Attention, Device, DType, Json, ModelName, Revision, Seed, new_run, out_option
 from interp.errors import BadInput
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ SHOWN = ("axis", "accuracy", "accuracy_low", "accuracy_high", "shuffled", "rando
 def project(
     model: ModelName,
     data: Annotated[
-        str, typer.Option(help="A generated concept, or texts and labels in a .jsonl or .csv file.")
+        str, typer.Option(help=f"One of {CONCEPTS}; or a file of texts and labels (.jsonl, .csv).")
     ] = "sentiment",
     n: Annotated[int, typer.Option("--n", "-n", help="Texts of a generated concept, at most.", min=6)] = 160,
     difficulty: Annotated[int, typer.Option(help="Difficulty of a generated concept.", min=1, max=3)] = 1,

@@ -71,8 +71,12 @@ def figure(
     run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)],
     file: Annotated[Path, typer.Argument(help="Where to: .html, .json, .png or .svg.", show_default=False)],
     name: Annotated[str, typer.Option(help="Which figure, where a run has several.")] = "result",
-    width: Annotated[int | None, typer.Option(help="Of a picture, in pixels.", show_default="the figure's")] = None,
-    height: Annotated[int | None, typer.Option(help="Of a picture, in pixels.", show_default="the figure's")] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Width of a picture in pixels.", show_default="the figure's")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Height of a picture in pixels.", show_default="the figure's")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a figure of a run to a file: the one that its result plots."""

@@ -25,8 +25,11 @@ app = typer.Typer(help="Where fine-tuning put a skill, and moving it alone.", no
 app.command("lofit")(lofit.lofit)
 
 Tuned = Annotated[str, typer.Argument(help="A model fine-tuned from it, or its run.", show_default=False)]
-OptimizerName = Annotated[Literal["sgd", "adamw", "adamw-l1"], typer.Option(help="adamw-l1 pays for what it moves.")]
+OptimizerName = Annotated[
+    Literal["sgd", "adamw", "adamw-l1"], typer.Option(help="How it is trained; adamw-l1 pays for what it moves.")
+]
 Everything = Annotated[bool, typer.Option("--everything", help="Train embeddings, last norm and head too.")]
+Batch = Annotated[int, typer.Option(help="Examples in a step.", min=1)]
 Masks = Annotated[list[Path], typer.Option("--mask", help="A mask file or its run; may be repeated.", exists=True)]
 
 
@@ -35,12 +38,16 @@ def finetune(
     model: ModelName,
     task: TaskName,
     optimizer: OptimizerName = "sgd",
-    learning_rate: Annotated[float | None, typer.Option(show_default="by optimizer")] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 200,
-    batch: Annotated[int, typer.Option(min=1)] = 32,
-    penalty: Annotated[float, typer.Option(help="Of the L1 norm of the movement (adamw-l1).", min=0)] = 1e-3,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Learning rate of the optimizer.", show_default="by optimizer")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of training.", min=1)] = 200,
+    batch: Batch = 32,
+    penalty: Annotated[float, typer.Option(help="adamw-l1: weight of the L1 norm of the movement.", min=0)] = 1e-3,
     everything: Everything = False,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps; 0 for none. Beside --out.", min=0)] = 0,
+    checkpoint_every: Annotated[
+        int, typer.Option(help="Steps between checkpoints, which go beside the run; 0 for none.", min=0)
+    ] = 0,
     template: Template = "",
     words: Words = "",
     ood: Ood = None,
@@ -87,12 +94,16 @@ def localize(
     fine_tuned: Tuned,
     task: TaskName,
     sparsity: Annotated[float, typer.Option(help="Share of the trainable parameters in the mask.")] = 1e-4,
-    steps: Annotated[int, typer.Option(help="Of the optimisation; 0 takes what moved most.", min=0)] = 100,
-    learning_rate: Annotated[float, typer.Option(help="Of the mask.")] = 1e7,
-    sigmoid_bias: Annotated[float, typer.Option(help="Smaller: parameters enter and leave the mask sooner.")] = 10.0,
-    batch: Annotated[int, typer.Option(min=1)] = 32,
-    accumulate: Annotated[int, typer.Option(help="Batches a step.", min=1)] = 1,
-    measure_every: Annotated[int, typer.Option(help="Steps between which masks are tried.", min=1)] = 10,
+    steps: Annotated[int, typer.Option(help="Steps of the optimisation; 0 takes what moved most.", min=0)] = 100,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of the mask.")] = 1e7,
+    sigmoid_bias: Annotated[
+        float, typer.Option(help="The smaller, the sooner parameters enter and leave the mask.")
+    ] = 10.0,
+    batch: Batch = 32,
+    accumulate: Annotated[int, typer.Option(help="Batches to add up before a step.", min=1)] = 1,
+    measure_every: Annotated[
+        int, typer.Option(help="Steps after which the mask is tried again; the best is kept.", min=1)
+    ] = 10,
     everything: Everything = False,
     template: Template = "",
     words: Words = "",
@@ -168,8 +179,10 @@ def evaluate(
     fine_tuned: Tuned,
     task: TaskName,
     mask: Masks,
-    baselines: Annotated[str, typer.Option(help="At equal budget.")] = "random,magnitude,movement,bias,lottery ticket",
-    seeds: Annotated[str, typer.Option(help="Of the random masks.")] = "0,1,2",
+    baselines: Annotated[
+        str, typer.Option(help="Masks of the same size to compare with.")
+    ] = "random,magnitude,movement,bias,lottery ticket",
+    seeds: Annotated[str, typer.Option(help="Seeds of the random masks.")] = "0,1,2",
     transfer: Annotated[bool, typer.Option("--transfer", help="Masks may be of another fine-tuned model.")] = False,
     template: Template = "",
     words: Words = "",
@@ -247,9 +260,9 @@ def continual(
     model: ModelName,
     task: TaskName,
     sparsity: Annotated[float, typer.Option(help="Share of the trainable parameters kept of each task.")] = 1e-2,
-    steps: Annotated[int, typer.Option(help="Of every fine-tuning.", min=1)] = 200,
-    batch: Annotated[int, typer.Option(min=1)] = 32,
-    mask_steps: Annotated[int, typer.Option(help="Of every localization; 0 takes what moved most.", min=0)] = 20,
+    steps: Annotated[int, typer.Option(help="Steps of every fine-tuning.", min=1)] = 200,
+    batch: Batch = 32,
+    mask_steps: Annotated[int, typer.Option(help="Steps of every localization; 0 takes what moved most.", min=0)] = 20,
     optimizer: OptimizerName = "sgd",
     template: Template = "",
     words: Words = "",

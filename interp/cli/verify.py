@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -113,11 +114,11 @@ def collect(
     except KeyboardInterrupt:
         say(f"Interrupted. What is finished is in {Journal.beside(run)}; the same command with --resume goes on.")
         raise
-    facts = _facts(found)
     if json:
-        emit({"run": str(run), **facts})
+        emit({"run": str(run), **_facts(found)})
         return
-    show_facts(f"Traces of {loaded.spec.name}", {**facts, "run": run})
+    _show_facts(f"Traces of {loaded.spec.name}", found)
+    show_written(run=run)
 
 
 @app.command()
@@ -169,7 +170,7 @@ def fit(
             }
         )
         return
-    show_facts("Held-out questions", {**_facts(held_out), "delimiters found": _counts(scored.places)})
+    _show_facts("Held-out questions", held_out, {"delimiters found": _counts(scored.places)})
     show_frame("verification, with intervals over questions", result.frame)
     show_frame("layers", result.layers)
     show_written(run=run)
@@ -286,6 +287,11 @@ def _facts(experience: Experience) -> dict[str, Any]:
         "right": sum(checked) / len(checked) if checked else float("nan"),
         "without an answer": sum(response.answer is None for response in experience),
     }
+
+
+def _show_facts(title: str, experience: Experience, more: Mapping[str, str] | None = None) -> None:
+    facts = _facts(experience)
+    show_facts(title, {**facts, "right": f"{facts['right']:.3f}", **(more or {})})
 
 
 def _counts(places: Any) -> str:

@@ -92,7 +92,7 @@ def fit(
     algebra: Annotated[
         Literal["MAP", "HRR", "FHRR", "BSC"], typer.Option(help="Vector symbolic architecture.")
     ] = "MAP",
-    dimensions: Annotated[int, typer.Option(help="Of the hypervectors.", min=1)] = 4096,
+    dimensions: Annotated[int, typer.Option(help="Dimensions of the hypervectors.", min=1)] = 4096,
     network: Annotated[
         bool, typer.Option("--network/--no-network", help="Train the paper's network, beside the linear encoder.")
     ] = True,

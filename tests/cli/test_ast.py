@@ -90,8 +90,8 @@ def test_controls_read_beside_the_probe_unless_they_are_left_out(
     command = ("probe", "ast", "parse", random_llama, code / "0.py", "--probe", run)
     (first, *_) = interp(*command, "--json").json["functions"]
     readers = {each["reader"] for each in first["controls"]}
-    assert readers == {"embed", "untrained", "shifted", "following token", "right-branching", "balanced"} - {
-        "embed" if load_run(run).record.parameters["best"] == "embed" else ""
+    assert readers == {"embedding", "untrained", "shifted", "following token", "right-branching", "balanced"} - {
+        "embedding" if load_run(run).record.parameters["best"] == "embed" else ""
     }
     assert "Controls: " in interp(*command).err
     assert "Controls: " not in interp(*command, "--no-controls").err

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from interp.knob import Knob, KnobResult, SideEffects
+from interp.knob import Knob, KnobResult, SideEffects, steer
 from interp.runs import load_run
 from interp.tasks.context_prior import fact_items
+from interp.tracing.loading import load
 
 Interp = Callable[..., Any]
 
@@ -44,12 +45,15 @@ def test_a_fit_writes_a_run_that_eval_and_steer_read(interp: Interp, tmp_path: P
     prompt = "Query: Which country is Graz in?\nAnswer:"
     done = interp("knob", "steer", "pocket", "--knob", run, "--prompt", prompt, "--at", "none,0,context", "--json")
     assert done.code == 0
-    (row,) = done.json["generations"]
-    assert list(row) == ["prompt", "none", "0.0", "context"]
-    assert row["none"].strip() == "Austria"
-    shown = interp("knob", "steer", "pocket", "--knob", run, "--n", 1)
+    without, *turned = done.json["generations"]
+    assert [row["at"] for row in (without, *turned)] == ["none", 0, "context"]
+    assert (without["text"].strip(), without["moved"], without["random"]) == ("Austria", 0, [])
+    same = steer(load("pocket"), Knob.load(run / "knob.safetensors"), prompt, "context", controls=2)
+    assert turned[1]["moved"] == pytest.approx(abs(same.value - same.coordinate))
+    assert [turned[1]["text"], *turned[1]["random"]] == list(same.texts[1:])
+    shown = interp("knob", "steer", "pocket", "--knob", run, "--n", 1, "--controls", 3)
     assert shown.code == 0
-    assert "prior" in shown.out
+    assert all(word in shown.out for word in ("prior", "random 3"))
 
 
 def test_eval_leaves_out_what_the_knob_was_fitted_on_and_says_so(interp: Interp, tmp_path: Path, root: Path) -> None:
@@ -117,6 +121,7 @@ def test_search_says_the_layers_and_what_they_cost(interp: Interp, tmp_path: Pat
         (("eval", "pocket", "--knob", "nowhere"), "cannot be read"),
         (("steer", "pocket", "--knob", "KNOB", "--at", "up"), "neither none, context or prior nor a number"),
         (("steer", "pocket", "--knob", "KNOB", "--at", ","), "names no setting"),
+        (("steer", "pocket", "--knob", "KNOB", "--at", "none"), "names no setting"),
     ],
 )
 def test_wrong_requests_are_one_sentence(

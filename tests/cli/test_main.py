@@ -77,6 +77,17 @@ def test_a_defect_is_not_dressed_up_as_bad_input(interp: Interp, monkeypatch: py
         interp("runs", "list")
 
 
+def test_every_option_and_argument_is_explained() -> None:
+    parameters = [(name, parameter) for name, command in commands() for parameter in command.params]
+    assert len(parameters) > 300
+    assert [f"{name}: {parameter.name}" for name, parameter in parameters if not parameter.help] == []
+
+
+def test_arguments_are_shown_by_their_names() -> None:
+    assert [name for name, command in commands() for parameter in command.params
+            if parameter.param_type_name == "argument" and parameter.metavar] == []  # fmt: skip
+
+
 def test_how_many_items_is_the_same_option_everywhere() -> None:
     counts = {(*option.opts, *option.secondary_opts) for _, command in commands() for option in command.params
               if option.name == "n" or "-n" in option.opts}  # fmt: skip

@@ -13,10 +13,17 @@ import pytest
 
 from interp.cli import probe
 from interp.runs import load_run
+from interp.tasks.concepts import CONCEPTS
 from probes.depth import ConceptDepth
 from probes.linear_probes import LinearProbes
 
 Interp = Callable[..., Any]
+
+
+@pytest.mark.parametrize("command", [("probe", "depth"), ("project",)])
+def test_help_names_every_concept(interp: Interp, command: tuple[str, ...]) -> None:
+    shown = interp(*command, "--help").out
+    assert all(name in shown for name in CONCEPTS)
 
 
 @pytest.fixture

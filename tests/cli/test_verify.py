@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def test_unchecked_traces_of_your_own_are_ranked_without_a_verdict(
     done = interp(*command)
     assert done.code == 0, done.err
     assert "delimiters found" in done.out
+    assert re.search(r"right +│ \d\.\d{3} ", done.out)
     rows = [
         {
             "question": "new",
