@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from interp.tracing.model import Model
     from probes.traces import Experience
 
+POCKET_TEMPERATURE = 1.4
+"""Where the bundled model gets about a quarter of sums wrong and still writes nearly all of them to the end."""
+
 app = typer.Typer(help="Tell right from wrong reasoning by hidden-state clusters (CLUE).", no_args_is_help=True)
 
 Traces = Annotated[
@@ -48,8 +51,10 @@ Close = Annotated[
     str | None, typer.Option("--close", help="Text that closes the reasoning.", show_default="the task's")
 ]
 MissingPolicy = Annotated[
-    Literal["refuse", "drop", "ends"],
-    typer.Option(help="Traces that lack a delimiter: refuse, leave out, or take the ends of prompt and trace."),
+    Literal["drop", "ends", "refuse"],
+    typer.Option(
+        help="Traces that lack a delimiter: leave out (and count), take the ends of prompt and trace, or refuse."
+    ),
 ]
 Batch = Annotated[int, typer.Option("--batch", help="Traces in one forward pass.", min=1)]
 Certainty = Annotated[
@@ -74,7 +79,13 @@ def collect(
     opening: Open = None,
     closing: Close = None,
     samples: Annotated[int, typer.Option(help="Responses to each question.", min=1)] = 16,
-    temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 1.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="Temperature of the sampling: the higher, the more responses are wrong.",
+            show_default=f"1, for pocket {POCKET_TEMPERATURE}",
+        ),
+    ] = None,
     top_p: Annotated[float, typer.Option(help="Sample from the smallest set of tokens with this share.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Sample from this many tokens.", show_default="all")] = None,
     most: Annotated[int, typer.Option("--max-new-tokens", help="Longest response.", min=1)] = 256,
@@ -93,6 +104,8 @@ def collect(
 
     from probes import sampling
 
+    if temperature is None:
+        temperature = POCKET_TEMPERATURE if model == "pocket" else 1.0
     problems = _problems(task, n, digits, template, pattern, compare, _delimiters(opening, closing), seed)
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
     try:
@@ -126,7 +139,7 @@ def fit(
     model: ModelName,
     traces: Traces,
     test: Annotated[float, typer.Option(help="Share of questions kept to verify on.")] = 0.5,
-    missing: MissingPolicy = "refuse",
+    missing: MissingPolicy = "drop",
     opening: Open = None,
     closing: Close = None,
     certainty: Certainty = True,
@@ -150,7 +163,8 @@ def fit(
     loaded = load_model(model, device=device, dtype=dtype, attention=attention, revision=revision)
     experience = _experience(traces, loaded, opening, closing)
     learned, held_out = experience.split(test, seed)
-    held_out.labels()  # both kinds must be there; said before the model runs
+    _require_both(learned, "to learn from")
+    _require_both(held_out, "to verify")
     with progress("learning") as report:
         centroids = learn(loaded, learned, missing=missing, certainty=certainty, batch_size=batch, progress=report)
     with progress("verifying") as report:
@@ -277,6 +291,18 @@ def _experience(traces: Path, model: Model, opening: str | None, closing: str | 
         found = Experience.load(traces)
         return found if delimiters is None else replace(found, delimiters=delimiters)
     return Experience.from_jsonl(traces, model.tokenizer, delimiters)
+
+
+def _require_both(traces: Experience, purpose: str) -> None:
+    """Raise BadInput, before the model runs, where traces are not checked, or all are right or all wrong."""
+    kinds = {response.correct for response in traces}
+    if kinds in ({True}, {False}):
+        kind, remedy = ("right", "at a higher") if kinds == {True} else ("wrong", "at a lower")
+        raise BadInput(
+            f"all {len(traces)} traces {purpose} are {kind}, and what tells right from wrong needs both: ask more "
+            f"questions (--n), or sample {remedy} --temperature, with interp probe verify collect"
+        )
+    traces.labels()
 
 
 def _facts(experience: Experience) -> dict[str, Any]:

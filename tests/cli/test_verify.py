@@ -49,6 +49,18 @@ def test_samples_are_collected_and_counted(interp: Interp, tmp_path: Path) -> No
     assert "already holds a run" in again.err
 
 
+def test_sampling_and_fitting_pocket_as_the_help_says_needs_no_further_option(
+    interp: Interp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = interp("probe", "verify", "collect", "pocket", "-n", 12, "--samples", 6, "--max-new-tokens", 80, "--json")
+    assert done.code == 0, done.err
+    assert 0.5 < done.json["right"] < 0.95
+    done = interp("probe", "verify", "fit", "pocket", "runs/pocket-traces", "--no-certainty")
+    assert done.code == 0, done.err
+    assert load_run("runs/pocket-clue").record.parameters["missing"] == "drop"
+
+
 def test_centroids_are_fitted_verified_and_used_to_rank_other_questions_only(
     interp: Interp, sampled: Path, tmp_path: Path
 ) -> None:
@@ -126,12 +138,20 @@ def test_bad_requests_are_sentences_and_leave_nothing(
     verify = ("probe", "verify")
     assert interp(*verify, "fit", "pocket", sampled, "--missing", "ends", "--no-certainty", "--out", fitted).code == 0
     out = ("--out", tmp_path / "run")
+    right = {"response": " 1 + 2 = 3.\nAnswer: 3", "correct": True}
+    easy = tmp_path / "easy.jsonl"
+    easy.write_text("".join(json.dumps({"question": q, "prompt": f"{q}\nSteps:", **right}) + "\n" for q in "abcd"))
     for arguments, message in (
         (("collect", "pocket", "--task", "sums"), "there is no task 'sums'"),
         (("collect", "pocket", "--digits", "3"), "not a fewest and a most"),
         (("collect", "pocket", "--open", "<think>"), "go together"),
         (("collect", "pocket", "--temperature", "0"), "all samples of a question are the same"),
         (("fit", "pocket", sampled, "--test", "1"), "leaves one side of the split empty"),
+        (
+            ("fit", "pocket", easy),
+            "are right, and what tells right from wrong needs both: ask more questions (--n), or "
+            "sample at a higher --temperature",
+        ),
         (("fit", random_llama, sampled), "these traces were written by"),
         (("fit", "pocket", fitted), "is a run of clue-verification, not of traces"),
         (("rank", "pocket", sampled, "--centroids", sampled), "does not hold centroids"),
@@ -141,4 +161,4 @@ def test_bad_requests_are_sentences_and_leave_nothing(
         done = interp(*verify, *arguments, *out)
         assert done.code == 2, (arguments, done.err)
         assert message in done.err, done.err
-    assert [p.name for p in tmp_path.iterdir()] == ["fit"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["easy.jsonl", "fit"]
