@@ -104,8 +104,10 @@ def ablate(
         Path | None,
         typer.Option(help="Task text: the file to read.", show_default="bundled filler", exists=True, dir_okay=False),
     ] = None,
-    window: Annotated[int, typer.Option(help="Task text: tokens a window.", show_default="512", min=0)] = 0,
-    stride: Annotated[int, typer.Option(help="Task text: tokens it moves by.", show_default="half", min=0)] = 0,
+    window: Annotated[int, typer.Option(help="Task text: tokens of a window.", show_default="512", min=0)] = 0,
+    stride: Annotated[
+        int, typer.Option(help="Task text: tokens from one window to the next.", show_default="half", min=0)
+    ] = 0,
     lengths: Lengths = "",
     depths: Depths = "0,25,50,75,100",
     needles: Needles = 4,
@@ -122,7 +124,7 @@ def ablate(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Ablate heads and measure, beside as many random heads of the same layers; or every head alone (--all).
+    """Ablate heads and measure what is lost, beside as many random heads of the same layers; or each alone (--all).
 
     The needles are others than those of `heads score` with the same seed.
     """

@@ -28,7 +28,7 @@ def bench() -> None:
     """Measure what the kernels cost on this machine."""
 
 
-@app.command()
+@app.command(epilog="Example: interp bench kernels --lengths 512,2048")
 def kernels(
     lengths: Annotated[str, typer.Option(help="Tokens of a prompt, such as 512,2048.")] = "2048",
     decode: Annotated[str, typer.Option(help="Keys that one new token looks at, such as 4096.")] = "16384",
@@ -43,7 +43,9 @@ def kernels(
         str, typer.Option(help="Backends, such as cpu,sdpa.", show_default="those that 'auto' tries on the device")
     ] = "",
     rounds: Annotated[int, typer.Option(help="Rounds, each in another order.", min=1)] = 7,
-    threads: Annotated[int | None, typer.Option(help="Threads.", min=1, show_default="torch's own choice")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the CPU.", min=1, show_default="torch's own choice")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Attention plain, with all statistics, with half the heads pruned or streaming, beside PyTorch and transformers.

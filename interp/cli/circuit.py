@@ -42,14 +42,11 @@ app = typer.Typer(
     help="Find the circuit behind a task, measure how well it explains it, compare two.", no_args_is_help=True
 )
 
-app.command("reuse")(reuse)
-app.command("edges")(edges)
-
 SCOPES = ("end", "everywhere")
 """Where heads outside the circuit are knocked out: at the last position, and at every one."""
 
 
-@app.command()
+@app.command(epilog="Example: interp circuit ioi pocket")
 def ioi(
     model: ModelName,
     n: Prompts = 100,
@@ -99,7 +96,7 @@ def ioi(
     _report(found, knockout if test else None, size, random, run, started, json, {"style": chosen, "order": order})
 
 
-@app.command("colored-objects")
+@app.command("colored-objects", epilog="Example: interp circuit colored-objects pocket")
 def colored_objects(
     model: ModelName,
     n: Prompts = 100,
@@ -141,6 +138,10 @@ def colored_objects(
     thresholds = Thresholds(effect, attention_at_least, copy)
     found = discovered(colored_objects_circuit, loaded, draw(n, seed), thresholds, seed)
     _report(found, knockout if test else None, size, random, run, started, json, {"style": chosen})
+
+
+app.command("edges", epilog="Example: interp circuit edges pocket --method eap-ig")(edges)
+app.command("reuse", epilog="Example: interp circuit reuse pocket")(reuse)
 
 
 def _report(

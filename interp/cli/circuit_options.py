@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 Prompts = Annotated[int, typer.Option("--n", "-n", help="Prompts to find the circuit on.", min=2)]
 Test = Annotated[int, typer.Option("--test", help="Fresh prompts to evaluate it on; 0 leaves that out.", min=0)]
 Reference = Annotated[
-    int | None, typer.Option(help="Prompts that knockout means are taken over.", min=2, show_default="480 or 200")
+    int | None,
+    typer.Option(
+        help="Prompts that knockout means are taken over.", min=2, show_default="480 for ioi, 200 for colored-objects"
+    ),
 ]
 Size = Annotated[
     int | None, typer.Option(help="Heads of the circuit at most.", min=1, show_default="a quarter of all heads")
@@ -28,11 +31,14 @@ Attend = Annotated[float, typer.Option(help="Least attention along the link of a
 Copy = Annotated[float, typer.Option(help="Least share of tokens that a copying head copies.", min=0, max=1)]
 IOIStyle = Annotated[
     Literal["general", "pocket"] | None,
-    typer.Option(help="Sentences: general English, or those the bundled model knows.", show_default="by the model"),
+    typer.Option(
+        help="Sentences: general English, or those the bundled model knows.",
+        show_default="pocket for pocket, else general",
+    ),
 ]
 ColorStyle = Annotated[
     Literal["title", "lower"] | None,
-    typer.Option(help="Colors answered as ` Blue` or ` blue`.", show_default="title; lower for pocket"),
+    typer.Option(help="Colors answered as ` Blue` or ` blue`.", show_default="lower for pocket, else title"),
 ]
 
 

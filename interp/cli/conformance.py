@@ -30,7 +30,7 @@ def conformance(
     revision: Revision = None,
     json: Json = False,
 ) -> None:
-    """Try every site, equation, edit, backend and kernel; a check that fails exits with 1."""
+    """Check on every backend that a model is read and edited rightly; a check that fails exits with 1."""
     from interp.tracing.loading import BACKENDS, check_backend
 
     for name in backend or ():

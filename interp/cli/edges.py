@@ -35,7 +35,7 @@ def edges(
         str | None,
         typer.Option(
             help="Wording of the task: general or pocket (ioi), title or lower (colored-objects).",
-            show_default="that of the bundled model for pocket",
+            show_default="pocket and lower for pocket, else general and title",
         ),
     ] = None,
     corruption: Annotated[str, typer.Option(help="Task ioi: what the counterfactual changes, such as ABC.")] = "S2->IO",

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from interp.heads.mask import HeadMask
 
 app = typer.Typer(help="Score, ablate and prune attention heads; export and import head masks.", no_args_is_help=True)
-app.command("score")(score)
-app.command("roles")(roles)
-app.command("cache")(cache)
-app.command("ablate")(ablate)
-app.command("prune")(prune)
+app.command("score", epilog="Example: interp heads score pocket --causal")(score)
+app.command("roles", epilog="Example: interp heads roles pocket")(roles)
+app.command("cache", epilog="Example: interp heads cache pocket --heads 1,2")(cache)
+app.command("ablate", epilog="Example: interp heads ablate pocket --top 2 --lengths 256")(ablate)
+app.command("prune", epilog="Example: interp heads prune pocket --budget 16 --unit kv-group --save small --plan-file")(
+    prune
+)
 
 Source = Annotated[
     Path, typer.Argument(help="A run of `heads score`, or a mask file of any format.", show_default=False)
@@ -48,7 +50,7 @@ ENDINGS = {
 """By format, how the name of an exported file ends; some formats are told by it."""
 
 
-@app.command()
+@app.command(epilog="Example: interp heads show runs/pocket-retrieval")
 def show(
     source: Source,
     rows: Annotated[int, typer.Option(help="Heads to show, best first.", min=1)] = 20,
@@ -71,7 +73,7 @@ def show(
         show_frame("recall under ablation", pd.read_parquet(causal), columns)
 
 
-@app.command("export")
+@app.command("export", epilog="Example: interp heads export runs/pocket-retrieval --format duo --kv max --sparsity 0.5")
 def export_mask(
     source: Source,
     format_: Annotated[
@@ -111,7 +113,7 @@ def export_mask(
     report(mask, to, losses, json)
 
 
-@app.command("import")
+@app.command("import", epilog="Example: interp heads import scores.json --model ./llama")
 def import_mask(
     file: Annotated[Path, typer.Argument(help="Mask file or folder of another tool.", show_default=False, exists=True)],
     model: Annotated[str, typer.Option(help="The model whose heads it scores.", show_default=False)],

@@ -31,7 +31,7 @@ app = typer.Typer(help="The direction that decides between context and prior kno
 SETTINGS = "PRI,CTX,CP,PC"
 
 
-@app.command("search")
+@app.command("search", epilog="Example: interp knob search pocket")
 def search(
     model: ModelName,
     task: Task = "facts",
@@ -78,7 +78,7 @@ def search(
         show_written(run=run)
 
 
-@app.command("fit")
+@app.command("fit", epilog="Example: interp knob fit pocket")
 def fit(
     model: ModelName,
     task: Task = "facts",
@@ -123,9 +123,13 @@ def fit(
         show_fit(result, run)
 
 
-app.command("eval")(knob_turned.evaluate)
-app.command("side-effects")(knob_turned.side_effects)
-app.command("steer")(knob_turned.steer)
+app.command("eval", epilog="Example: interp knob eval pocket --knob runs/pocket-knob --values=-20,0,20,40")(
+    knob_turned.evaluate
+)
+app.command("side-effects", epilog="Example: interp knob side-effects pocket --knob runs/pocket-knob")(
+    knob_turned.side_effects
+)
+app.command("steer", epilog="Example: interp knob steer pocket --knob runs/pocket-knob")(knob_turned.steer)
 
 
 def fit_document(result: KnobResult, run: Path) -> dict[str, Any]:

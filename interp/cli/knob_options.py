@@ -22,7 +22,10 @@ Count = Annotated[int, typer.Option("--n", "-n", help="Items to generate, or to 
 Form = Annotated[Literal["instruction", "weight"], typer.Option(help="How a prompt says what to follow.")]
 Wording = Annotated[
     str | None,
-    typer.Option(help="Whose words: paper or pocket.", show_default="that of the bundled model for pocket"),
+    typer.Option(
+        help="Words of the prompts: the paper's, or those that pocket knows.",
+        show_default="pocket for pocket, else paper",
+    ),
 ]
 Shots = Annotated[int, typer.Option(help="Items shown before the question, with their answers.", min=0)]
 Chat = Annotated[

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MEMORY = "memory"
 POCKET = "pocket"
-TASK_HELP = "memory (pocket only), sentiment, entailment, topic, :DOMAIN after it, or a JSONL file of labelled texts."
+TASK_HELP = "memory (pocket only), sentiment, entailment, topic, another domain of one (topic:scenes), or a JSONL file."
 
 
 def lofit(

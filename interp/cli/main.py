@@ -14,24 +14,32 @@ from interp.cli.console import say
 from interp.errors import BadInput, WorkbenchError
 from kernels.errors import InvalidRequest
 
+MODELS, ANALYSES, RESULTS = "Models", "Analyses", "Results"
+
 app = typer.Typer(
     name="interp",
     help="A mechanistic-interpretability workbench: heads, circuits, subspaces, skills and probes of language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("info")(info.info)
-app.command("conformance")(conformance.conformance)
-app.command("explore")(explore.explore)
-app.command("patch")(patch.patch)
-app.command("project")(project.project)
-app.add_typer(bench.app, name="bench")
-app.add_typer(circuit.app, name="circuit")
-app.add_typer(heads.app, name="heads")
-app.add_typer(knob.app, name="knob")
-app.add_typer(probe.app, name="probe")
-app.add_typer(runs.app, name="runs")
-app.add_typer(skill.app, name="skill")
+app.command("info", rich_help_panel=MODELS, epilog="Example: interp info pocket")(info.info)
+app.command("conformance", rich_help_panel=MODELS, epilog="Example: interp conformance ./llama")(
+    conformance.conformance
+)
+app.command("patch", rich_help_panel=ANALYSES, epilog="Example: interp patch pocket --task ioi --site z --by head")(
+    patch.patch
+)
+app.command(
+    "project", rich_help_panel=ANALYSES, epilog="Example: interp project pocket --data sentiment --mean-difference"
+)(project.project)
+app.command("explore", rich_help_panel=RESULTS, epilog="Example: interp explore --model pocket")(explore.explore)
+app.add_typer(heads.app, name="heads", rich_help_panel=ANALYSES)
+app.add_typer(circuit.app, name="circuit", rich_help_panel=ANALYSES)
+app.add_typer(probe.app, name="probe", rich_help_panel=ANALYSES)
+app.add_typer(knob.app, name="knob", rich_help_panel=ANALYSES)
+app.add_typer(skill.app, name="skill", rich_help_panel=ANALYSES)
+app.add_typer(runs.app, name="runs", rich_help_panel=RESULTS)
+app.add_typer(bench.app, name="bench", rich_help_panel=MODELS)
 
 _debug = False
 

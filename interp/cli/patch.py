@@ -35,7 +35,7 @@ def patch(
         typer.Option(help="ioi, colored-objects, or prompts with counterfactuals: a .jsonl, or EAP-IG's .csv."),
     ] = "ioi",
     site: Annotated[str, typer.Option(help="What is patched: z, resid_pre, mlp_out, or one layer of it, z.5.")] = "z",
-    by: Annotated[By, typer.Option(help="What is patched on its own.")] = "head",
+    by: Annotated[By, typer.Option(help="The units that are patched, each on its own.")] = "head",
     direction: Annotated[
         Direction, typer.Option(help="Put clean activations into corrupted prompts (denoise), or the other way round.")
     ] = "denoise",
@@ -53,7 +53,7 @@ def patch(
         str,
         typer.Option(
             help="Positions or roles to patch at, such as S1,S2,-1.",
-            show_default="all tokens, one by one the task's roles where prompts differ in length",
+            show_default="all; with --by position the task's roles, where prompts differ in length",
         ),
     ] = "",
     n: Annotated[int, typer.Option("--n", "-n", help="Prompts to generate, or to take from the file.", min=1)] = 32,
@@ -61,7 +61,7 @@ def patch(
         str | None,
         typer.Option(
             help="Wording of the task: general or pocket (ioi), title or lower (colored-objects).",
-            show_default="that of the bundled model for pocket",
+            show_default="pocket and lower for pocket, else general and title",
         ),
     ] = None,
     corruption: Annotated[str, typer.Option(help="Task ioi: what the counterfactual changes, such as ABC.")] = "S2->IO",

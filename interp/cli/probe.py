@@ -56,7 +56,7 @@ Place = Annotated[
 Chunk = Annotated[int, typer.Option(help="Texts in one forward pass.", min=1)]
 
 
-@app.command()
+@app.command(epilog="Example: interp probe depth pocket --data country,sentiment")
 def depth(
     models: Models,
     data: Annotated[
@@ -83,7 +83,7 @@ def depth(
     controls: Annotated[
         bool, typer.Option("--controls/--no-controls", help="Random labels, an untrained model and the bag of tokens.")
     ] = True,
-    jump: Annotated[float, typer.Option(help="Rise from one layer to the next that is a jump.")] = 1.1,
+    jump: Annotated[float, typer.Option(help="Accuracy, relative to the layer before, that counts as a jump.")] = 1.1,
     flat: Annotated[float, typer.Option(help="Relative change below which a curve is flat.")] = 0.03,
     at: Place = "last",
     classifier: Classifier = "logistic",
@@ -136,7 +136,7 @@ def depth(
     show_written(run=run)
 
 
-@app.command()
+@app.command(epilog="Example: interp probe linear pocket --data texts.csv --sites resid_post,z")
 def linear(
     model: ModelName,
     data: Annotated[Path, typer.Option(help="Texts and labels, .jsonl or .csv.", show_default=False, exists=True)],

@@ -55,7 +55,7 @@ def prune(
     budget: Annotated[int, typer.Option(help="How many heads to remove.", show_default=False)],
     strategy: Annotated[
         Literal["greedy", "one-shot", "random"],
-        typer.Option(help="Rank again while heads go, rank once, or draw them."),
+        typer.Option(help="Rank again while heads go, rank only once, or draw at random."),
     ] = "greedy",
     by: Annotated[
         Literal["importance", "effect", "mask"],

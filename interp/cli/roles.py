@@ -18,7 +18,7 @@ def roles(
     segment: Annotated[
         int | None, typer.Option(help="Different random tokens that are repeated.", min=2, show_default="48, or fewer")
     ] = None,
-    repeats: Annotated[int, typer.Option(help="How often they come.", min=2)] = 3,
+    repeats: Annotated[int, typer.Option(help="Times that they come.", min=2)] = 3,
     n: Annotated[int, typer.Option("--n", "-n", help="Sequences to average over.", min=1)] = 16,
     rows: Annotated[int, typer.Option(help="Heads to show for each role.", min=1)] = 5,
     to: Annotated[Path | None, out_option("runs/MODEL-roles")] = None,

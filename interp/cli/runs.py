@@ -18,7 +18,7 @@ from interp.runs import RunRecord, load_run, run_folders
 app = typer.Typer(help="List, show and draw saved runs.", no_args_is_help=True)
 
 
-@app.command("list")
+@app.command("list", epilog="Example: interp runs list runs")
 def list_runs(
     folder: Annotated[Path, typer.Argument(help="Folder that holds the runs.")] = Path("runs"),
     json: Json = False,
@@ -43,7 +43,7 @@ def list_runs(
     out.print(table)
 
 
-@app.command()
+@app.command(epilog="Example: interp runs show runs/pocket-retrieval")
 def show(
     run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)],
     rows: Annotated[int, typer.Option(help="Rows of its table to show.", min=1)] = 20,
@@ -66,7 +66,7 @@ def show(
     show_frame(f"first {min(rows, total)} of {total} rows", loaded.frame.head(rows))
 
 
-@app.command()
+@app.command(epilog="Example: interp runs figure runs/pocket-retrieval figure.html")
 def figure(
     run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)],
     file: Annotated[Path, typer.Argument(help="Where to: .html, .json, .png or .svg.", show_default=False)],

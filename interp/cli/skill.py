@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from interp.tracing.model import Model
 
 app = typer.Typer(help="Where fine-tuning put a skill, and moving it alone.", no_args_is_help=True)
-app.command("lofit")(lofit.lofit)
 
 Tuned = Annotated[str, typer.Argument(help="A model fine-tuned from it, or its run.", show_default=False)]
 OptimizerName = Annotated[
@@ -33,7 +32,7 @@ Batch = Annotated[int, typer.Option(help="Examples in a step.", min=1)]
 Masks = Annotated[list[Path], typer.Option("--mask", help="A mask file or its run; may be repeated.", exists=True)]
 
 
-@app.command()
+@app.command(epilog="Example: interp skill finetune pocket --task topic --out runs/tuned")
 def finetune(
     model: ModelName,
     task: TaskName,
@@ -88,7 +87,7 @@ def finetune(
     _show("accuracy before and after fine-tuning", result.scores.to_dict("records"), written, json)
 
 
-@app.command()
+@app.command(epilog="Example: interp skill localize pocket runs/tuned --task topic")
 def localize(
     model: ModelName,
     fine_tuned: Tuned,
@@ -109,7 +108,7 @@ def localize(
     words: Words = "",
     ood: Ood = None,
     sizes: Sizes = "",
-    to: Annotated[Path | None, out_option("runs/TUNED-mask")] = None,
+    to: Annotated[Path | None, out_option("runs/FINE_TUNED-mask")] = None,
     device: Device = None,
     dtype: DType = None,
     seed: Seed = 0,
@@ -147,13 +146,13 @@ def localize(
     _show(title, result.history.to_dict("records"), written, json)
 
 
-@app.command()
+@app.command(epilog="Example: interp skill graft pocket runs/tuned --mask runs/tuned-mask")
 def graft(
     model: ModelName,
     fine_tuned: Tuned,
     mask: Masks,
     transfer: Annotated[bool, typer.Option("--transfer", help="The mask may be of another fine-tuned model.")] = False,
-    to: Annotated[Path | None, out_option("runs/TUNED-grafted")] = None,
+    to: Annotated[Path | None, out_option("runs/FINE_TUNED-grafted")] = None,
     device: Device = None,
     dtype: DType = None,
     json: Json = False,
@@ -173,7 +172,7 @@ def graft(
     _show(f"grafted {ft.spec.name} onto {pre.spec.name}", [row], {"model": str(run)}, json)
 
 
-@app.command()
+@app.command(epilog="Example: interp skill evaluate pocket runs/tuned --task topic --mask runs/tuned-mask")
 def evaluate(
     model: ModelName,
     fine_tuned: Tuned,
@@ -188,7 +187,7 @@ def evaluate(
     words: Words = "",
     ood: Ood = None,
     sizes: Sizes = "",
-    to: Annotated[Path | None, out_option("runs/TUNED-evaluation")] = None,
+    to: Annotated[Path | None, out_option("runs/FINE_TUNED-evaluation")] = None,
     device: Device = None,
     dtype: DType = None,
     seed: Seed = 0,
@@ -223,7 +222,7 @@ def evaluate(
     show_written(run=run)
 
 
-@app.command()
+@app.command(epilog="Example: interp skill overlap --mask runs/a-mask --mask runs/b-mask")
 def overlap(
     mask: Masks,
     to: Annotated[Path | None, out_option("runs/mask-overlap")] = None,
@@ -255,7 +254,7 @@ def overlap(
     show_written(run=run)
 
 
-@app.command()
+@app.command(epilog="Example: interp skill continual pocket --task topic+sentiment")
 def continual(
     model: ModelName,
     task: TaskName,
@@ -301,6 +300,9 @@ def continual(
     show_frame(f"{loaded.spec.name}: accuracy after each task", result.frame)
     show_frame("how far accuracy fell from when the task had just been learned", result.forgetting)
     show_written(run=run)
+
+
+app.command("lofit", epilog="Example: interp skill lofit pocket")(lofit.lofit)
 
 
 def _label(path: Path, every: list[Path]) -> str:

@@ -28,7 +28,7 @@ app = typer.Typer(help="Recover the syntax tree of a program from hidden states.
 LanguageName = Annotated[str, typer.Option(help="python, javascript or go; the grammars are an extra.")]
 
 
-@app.command()
+@app.command(epilog="Example: interp probe ast fit pocket --folder src")
 def fit(
     model: ModelName,
     folder: Annotated[
@@ -99,7 +99,7 @@ def fit(
     show_written(run=run)
 
 
-@app.command()
+@app.command(epilog="Example: interp probe ast parse pocket file.py --probe runs/pocket-ast")
 def parse(
     model: ModelName,
     file: Annotated[Path, typer.Argument(help="A file of code.", show_default=False)],
@@ -142,7 +142,7 @@ def parse(
         _show_trees(each, controls)
 
 
-@app.command()
+@app.command(epilog="Example: interp probe ast similarity runs/pocket-ast")
 def similarity(
     run: Annotated[Path, typer.Argument(help="A run of `fit`.", show_default=False)],
     other: Annotated[

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from interp.tracing.model import Model
 
 TaskName = Annotated[
-    str, typer.Option("--task", help="sentiment, entailment or topic, :DOMAIN after it, or a JSONL file.")
+    str,
+    typer.Option("--task", help="sentiment, entailment, topic, another domain of one (topic:scenes), or a JSONL file."),
 ]
 Template = Annotated[str, typer.Option(help="Prompt of a JSONL task, with {text} and {pair}.", show_default=False)]
 Words = Annotated[

@@ -62,7 +62,7 @@ Certainty = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog="Example: interp probe verify collect pocket")
 def collect(
     model: ModelName,
     task: Annotated[
@@ -134,7 +134,7 @@ def collect(
     show_written(run=run)
 
 
-@app.command()
+@app.command(epilog="Example: interp probe verify fit pocket runs/pocket-traces")
 def fit(
     model: ModelName,
     traces: Traces,
@@ -190,12 +190,14 @@ def fit(
     show_written(run=run)
 
 
-@app.command()
+@app.command(epilog="Example: interp probe verify rank pocket runs/pocket-traces --centroids runs/pocket-clue")
 def rank(
     model: ModelName,
     traces: Traces,
     centroids: Annotated[Path, typer.Option(help="A run of `fit`, or its file.", show_default=False)],
-    ks: Annotated[str, typer.Option("--k", help="Sizes of the majorities among the best.")] = "1,4,8,16",
+    ks: Annotated[
+        str, typer.Option("--k", help="Let so many of the best responses vote; several numbers.")
+    ] = "1,4,8,16",
     greedy: Annotated[
         Path | None,
         typer.Option(help="A run of `collect --samples 1 --temperature 0` on the same questions.", show_default=False),

@@ -60,7 +60,7 @@ class Prompts:
         return analogies.analogy_prompts(tokenizer, self.n, self.seed)
 
 
-@app.command()
+@app.command(epilog="Example: interp probe vsa fit pocket --task key-value")
 def fit(
     model: ModelName,
     task: Annotated[Task, typer.Option(help="Generated prompts to fit and test on.")] = "analogies",
@@ -88,7 +88,9 @@ def fit(
     ingestions: Annotated[
         str, typer.Option(help="Vectors to read: clusters, last, mean, concatenation, or sites such as resid_post.2.")
     ] = "clusters",
-    moments: Annotated[str, typer.Option(help="States before, after the model's answer, or both.")] = "before",
+    moments: Annotated[
+        str, typer.Option(help="States to read: before or after the model's answer, or before,after.")
+    ] = "before",
     algebra: Annotated[
         Literal["MAP", "HRR", "FHRR", "BSC"], typer.Option(help="Vector symbolic architecture.")
     ] = "MAP",
@@ -181,7 +183,7 @@ def fit(
     _show(result, checks, run)
 
 
-@app.command()
+@app.command(epilog="Example: interp probe vsa decode runs/pocket-vsa-key-value pocket 'a text'")
 def decode(
     run: Annotated[Path, typer.Argument(help="A run of `interp probe vsa fit`.", show_default=False)],
     model: ModelName,

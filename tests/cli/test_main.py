@@ -36,6 +36,7 @@ def test_the_version_is_the_packages(interp: Interp) -> None:
 def test_no_command_shows_what_there_is(interp: Interp) -> None:
     shown = interp().out
     assert all(name in shown for name in ("info", "heads", "runs"))
+    assert shown.index("Models") < shown.index("Analyses") < shown.index("Results")
 
 
 def test_a_mistyped_command_is_bad_input_with_a_suggestion(interp: Interp) -> None:
@@ -96,12 +97,24 @@ def test_how_many_items_is_the_same_option_everywhere() -> None:
     assert not known & {"--texts", "--functions", "--questions", "--sequences", "--prompts-count", "-q"}
 
 
+def known_options(line: str) -> bool:
+    """Whether the options in a command line are those of its command."""
+    (command,) = (command for name, command in commands() if f"{line} ".startswith(f"{name} "))
+    known = {option for parameter in command.params for option in parameter.opts}
+    return {word.split("=")[0] for word in line.split() if word.startswith("-")} <= known
+
+
+def test_every_command_shows_an_example_that_it_takes() -> None:
+    for name, command in commands():
+        called, line = f"{command.epilog}".split(": interp ", 1)
+        assert called == "Example"
+        assert f"{line} ".startswith(f"{name} ")
+        assert known_options(line), line
+
+
 @pytest.mark.parametrize("line", {**COMMANDS, **BEFORE}.values())
 def test_the_commands_of_the_samples_exist(line: str) -> None:
-    (command,) = (command for name, command in commands() if line.startswith(f"{name} "))
-    known = {option for parameter in command.params for option in parameter.opts}
-    given = {word.split("=")[0] for word in line.split() if word.startswith("-")}
-    assert given <= known
+    assert known_options(line)
 
 
 PLACES = {
