@@ -16,7 +16,7 @@ from probes.ast.decode import recovered, shaped
 from probes.ast.leaves import EMBEDDING, LeafStates, leaf_states
 from probes.ast.metrics import METRICS, membership
 from probes.ast.probe import AstProbe
-from probes.ast.result import FOLLOWING, PROBE, SHAPES, SHIFTED, UNTRAINED, AstStudy
+from probes.ast.result import FOLLOWING, PROBE, SHAPES, SHIFTED, UNTRAINED, WORDS, AstStudy
 from probes.ast.tree import Constituent, TreeTuple
 from probes.controls import untrained
 
@@ -96,7 +96,7 @@ def read_code(
     states = leaf_states(model, snippets, alignment=alignment)
     read: dict[str, tuple[AstProbe, LeafStates]] = {PROBE: (chosen, states)}
     if EMBEDDING in study.probes and chosen.site != EMBEDDING:
-        read[EMBEDDING] = (study.probe(EMBEDDING), states)
+        read[WORDS] = (study.probe(EMBEDDING), states)
     if UNTRAINED in study.controls and fresh is not None:
         read[UNTRAINED] = (study.controls[UNTRAINED], leaf_states(fresh, snippets, alignment=alignment))
     if SHIFTED in study.controls:

@@ -30,6 +30,8 @@ COLUMNS = frozenset(("series", "site", "rank", "split", "metric", "value", "low"
 LABELS_FILE = "labels.json"
 CONTROL = "control."
 """What the names of the controls' probes begin with in a run."""
+WORDS = "embedding"
+"""The probe of the embedding where it is a control: states that know a token's word and no neighbours."""
 PROBE, UNTRAINED, SHIFTED, FOLLOWING = "probe", "untrained", "shifted", "following token"
 SHAPES = {"right-branching": right_branching, "balanced": balanced}
 """Baselines: these shapes, whatever the code, with the labels that the probe of the same layer gives."""
@@ -106,7 +108,7 @@ class AstStudy:
         rank, best = self.parameters["settings"]["rank"], self.best
         own, value = self._of(PROBE, best, rank)
         rows = []
-        against = [("embedding", PROBE, [EMBEDDING])]
+        against = [(WORDS, PROBE, [EMBEDDING])]
         against += [(name, name, list(self.curve(name).site)) for name in (UNTRAINED, SHIFTED, FOLLOWING, *SHAPES)]
         for name, series, sites in against:
             found = [self._of(series, site, rank) for site in sites]

@@ -33,7 +33,7 @@ UNTRAINED_PARAMETERS = 500_000_000
 """Of a model, up to which the control without training is made and read here."""
 READERS = {
     "probe": "the probe",
-    "embed": "a probe of the embedding, which knows only words",
+    "embedding": "a probe of the embedding, which knows only words",
     "untrained": "a probe of the same model without training",
     "shifted": "a probe of the states of other leaves",
     "following token": "a probe that also sees the token after each leaf",
