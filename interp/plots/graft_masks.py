@@ -25,7 +25,7 @@ def mask_shares(mask: GraftMask, title: str = "") -> go.Figure:
 
     Random masks: their mean, with bars where 95 % of them lie.
     """
-    figure = make_subplots(cols=2, subplot_titles=["by layer", "by module"], horizontal_spacing=0.25)
+    figure = make_subplots(cols=2, subplot_titles=["by layer", "by module"], horizontal_spacing=0.3)
     bys: tuple[Literal["layer", "module"], ...] = ("layer", "module")
     for column, by in enumerate(bys, 1):
         table = mask.shares(by)
@@ -56,7 +56,7 @@ def mask_shares(mask: GraftMask, title: str = "") -> go.Figure:
             col=column,
         )
         figure.update_yaxes(
-            title={"text": by, "standoff": 8},
+            title=by if column == 1 else None,  # beside the long names of modules it would lie over the other panel
             type="category",
             autorange="reversed",
             automargin=True,

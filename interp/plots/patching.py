@@ -74,12 +74,16 @@ def path_map(result: PathPatchingResult) -> go.Figure:
 
 
 def edge_map(scores: EdgeScores) -> go.Figure:
-    """Heat map of edge scores, sources downwards and destinations to the right; empty where there is no edge."""
+    """Heat map of edge scores, sources downwards and destinations to the right; empty where there is no edge.
+
+    Pointing at an edge also shows its score under the answers of other prompts, where the result has that control.
+    """
     shape = scores.shape
     hover = np.full(shape.edges.shape, "no edge", dtype=object)
     for s, d in np.argwhere(shape.edges):
         value = f"{scores.scores[s, d]:.4f} (standard error {scores.standard_errors[s, d]:.4f})"
-        hover[s, d] = f"{shape.sources[s]}->{shape.destinations[d]}<br>{value}<br>n={scores.n}"
+        beside = "" if scores.control is None else f"<br>{scores.control[s, d]:.4f} under the answers of other prompts"
+        hover[s, d] = f"{shape.sources[s]}->{shape.destinations[d]}<br>{value}{beside}<br>n={scores.n}"
     figure = heat_map(
         np.where(shape.edges, scores.scores, np.nan),
         hover,

@@ -31,7 +31,7 @@ UNITS: Mapping[str, str] = {
     "selectivity": "accuracy beyond the control",
     "shift": "change of accuracy",
 }
-DEPTH = "depth (layer / layers)"
+DEPTH = "depth: layer from 0 / layers"
 
 
 def by_site(frame: pd.DataFrame, metric: str) -> go.Figure:
@@ -217,8 +217,8 @@ def _curve(
         showlegend=legend,
         line={"color": color, "dash": dash or "solid"},
         customdata=part[["layer", "low", "high", "n"]],
-        hovertemplate="layer %{customdata[0]}: %{y:.3f} [%{customdata[1]:.3f}, %{customdata[2]:.3f}], "
-        "n=%{customdata[3]}<extra>" + label + "</extra>",
+        hovertemplate="layer %{customdata[0]}, counted from 0 (depth %{x:.2f}): %{y:.3f} "
+        "[%{customdata[1]:.3f}, %{customdata[2]:.3f}], n=%{customdata[3]}<extra>" + label + "</extra>",
         **panel,
     )
 

@@ -43,30 +43,17 @@ WORDS = 36
 
 
 def by_layer_and_rank(study: AstStudy, metric: str = "f1") -> go.Figure:
-    """A metric of held-out functions by layer, with every control, and F1 of the best layer by rank."""
-    best = study.best
-    figure = make_subplots(
-        rows=1, cols=2, subplot_titles=("by layer", f"{best}, by rank"), shared_yaxes=True, horizontal_spacing=0.04
-    )
+    """A metric of held-out functions by layer, with every control; F1 of the best layer by rank, of several ranks."""
+    ranks = study.by_rank()
+    panels = ("by layer", f"{study.best}, by rank") if len(ranks) > 1 else ("by layer",)
+    figure = make_subplots(rows=1, cols=len(panels), subplot_titles=panels, shared_yaxes=True, horizontal_spacing=0.04)
     for series, (colour, dash) in LINES.items():
         part = study.curve(series, metric)
         if len(part):
             _line(figure, part.site, part, series, colour, dash, 1)
-    ranks = study.by_rank()
-    _line(figure, ranks["rank"], ranks, PROBE, COLOURS[0], "solid", 2, legend=False)
-    full = ranks[ranks["rank"] == study.saturation_rank]
-    figure.add_scatter(
-        x=full["rank"],
-        y=full.value,
-        mode="markers",
-        marker={"symbol": "star", "size": 15, "color": COLOURS[1], "line": {"color": INK, "width": 1}},
-        name="least rank that holds all but 0.01",
-        hovertemplate="rank %{x} is enough: %{y:.3f}<extra></extra>",
-        row=1,
-        col=2,
-    )
     figure.update_xaxes(title_text="states read after", automargin=True, row=1, col=1)
-    figure.update_xaxes(title_text="rank", type="log", tickvals=sorted(set(ranks["rank"])), row=1, col=2)
+    if len(panels) > 1:
+        _by_rank(figure, ranks, study.saturation_rank)
     figure.update_yaxes(title_text=f"mean {NAMES.get(metric, metric)} of functions", rangemode="tozero", row=1, col=1)
     n = study.parameters["functions"]["test"]
     figure.update_layout(
@@ -132,6 +119,23 @@ def alike(similarities: pd.DataFrame, rows: str, columns: str) -> go.Figure:
         title=f"How alike syntactic subspaces are (random ones: {similarities.chance.mean():.2f})",
     )
     return figure
+
+
+def _by_rank(figure: go.Figure, ranks: pd.DataFrame, enough: int) -> None:
+    """The second panel: F1 by rank, a star at the least one that is enough."""
+    _line(figure, ranks["rank"], ranks, PROBE, COLOURS[0], "solid", 2, legend=False)
+    full = ranks[ranks["rank"] == enough]
+    figure.add_scatter(
+        x=full["rank"],
+        y=full.value,
+        mode="markers",
+        marker={"symbol": "star", "size": 15, "color": COLOURS[1], "line": {"color": INK, "width": 1}},
+        name="least rank that holds all but 0.01",
+        hovertemplate="rank %{x} is enough: %{y:.3f}<extra></extra>",
+        row=1,
+        col=2,
+    )
+    figure.update_xaxes(title_text="rank", type="log", tickvals=sorted(set(ranks["rank"])), row=1, col=2)
 
 
 def _line(

@@ -206,6 +206,10 @@ def test_the_control_scores_the_answers_of_other_prompts(llama: nn.Module, eap: 
     again = EdgeScores.load(both.save(tmp_path / "run").path)
     pd.testing.assert_frame_equal(again.frame, both.frame)
     assert "control" in again.frame
+    source, destination = np.argwhere(both.shape.edges)[0]
+    said = both.plot().data[0].text[source][destination]
+    assert f"{both.control[source, destination]:.4f} under the answers of other prompts" in said
+    assert "other prompts" not in eap.plot().to_json()
     with pytest.raises(BadInput, match="two or more"):
         strangers(PAIRS[:1])
 

@@ -130,6 +130,10 @@ def test_a_study_comes_back_from_disk_and_draws_itself(study: AstStudy, tmp_path
     line, ranks = [trace for trace in figure.data if trace.name == "probe"]
     assert list(ranks.y) == list(study.by_rank().value)
     assert list(line.y) == list(study.curve("probe").value)
+    own = study.frame["rank"] == study.parameters["settings"]["rank"]
+    single = by_layer_and_rank(replace(study, frame=study.frame[own]))  # one rank is no curve
+    assert [trace.name for trace in single.data] == [t.name for t in figure.data if t.xaxis == "x"]
+    assert "xaxis2" not in single.layout.to_plotly_json()
     table = again.similarities()
     assert len(alike(table, "one", "the same").data[0].z) == len(again.probes)
     assert table[table.row == table.column].similarity.to_numpy() == pytest.approx(1)
@@ -147,17 +151,18 @@ def test_what_controls_read_of_a_snippet_is_what_the_study_counted(
     assert [each.snippet for each in read] == list(split.test)
     numbers = pd.concat(each.frame for each in read).groupby("reader", sort=False)
     assert list(numbers.groups) == [
-        "probe", "embed", "untrained", "shifted", "following token", "right-branching", "balanced"
+        "probe", "embedding", "untrained", "shifted", "following token", "right-branching", "balanced"
     ]  # fmt: skip
+    assert set(study.comparisons().control) == {*numbers.groups} - {"probe"}  # one name a control everywhere
     for reader, rows in numbers:
-        series = "probe" if reader == "embed" else reader
+        series = "probe" if reader == "embedding" else reader
         counted = study.curve(series).set_index("site").loc[rows.site.iloc[0]]
         for metric in ("precision", "recall"):
             assert rows[metric].mean() == pytest.approx(counted[metric]), reader
         assert rows.f1.mean() == pytest.approx(counted.value), reader
     without = read_code(pocket, again, split.test[:1], site="embed")[0]
     assert "untrained" not in without.predicted
-    assert "embed" not in without.predicted
+    assert "embedding" not in without.predicted
     assert without.sites["probe"] == "embed"
     with pytest.raises(BadInput, match="'nobody' read nothing here"):
         read[0].plot("nobody")
