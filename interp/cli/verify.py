@@ -195,9 +195,7 @@ def rank(
     model: ModelName,
     traces: Traces,
     centroids: Annotated[Path, typer.Option(help="A run of `fit`, or its file.", show_default=False)],
-    ks: Annotated[
-        str, typer.Option("--k", help="Let so many of the best responses vote; several numbers.")
-    ] = "1,4,8,16",
+    ks: Annotated[str, typer.Option("--k", help="Let so many of the best responses vote; several numbers.")] = "1,4,8",
     greedy: Annotated[
         Path | None,
         typer.Option(help="A run of `collect --samples 1 --temperature 0` on the same questions.", show_default=False),
@@ -230,7 +228,9 @@ def rank(
     experience = learned.unseen(every)
     if left := len(every.questions) - len(experience.questions):
         say(f"{left} of {len(every.questions)} questions are those the centroids were learned from, and are left out.")
-    possible(wanted, Counter(response.question for response in experience).values())
+    places = experience.reasoning(loaded.tokenizer, learned.missing)
+    kept = [response.question for response, place in zip(experience, places, strict=True) if place is not None]
+    possible(wanted, Counter(kept).values())  # before the model runs, and of those that are not left out
     answered = None
     if greedy is not None:
         answered = greedily_right(_experience(greedy, loaded, opening, closing), experience)

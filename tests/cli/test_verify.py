@@ -59,6 +59,17 @@ def test_sampling_and_fitting_pocket_as_the_help_says_needs_no_further_option(
     done = interp("probe", "verify", "fit", "pocket", "runs/pocket-traces", "--no-certainty")
     assert done.code == 0, done.err
     assert load_run("runs/pocket-clue").record.parameters["missing"] == "drop"
+    rank = ("probe", "verify", "rank", "pocket", "--centroids", "runs/pocket-clue", "--no-certainty", "--k")
+    done = interp(*rank, "1,4", "runs/pocket-traces")
+    assert done.code == 0, done.err
+    assert load_run("runs/pocket-clue-ranking").record.kind == "clue-ranking"
+
+    endings = (" 1 + 2 = 3.\nAnswer: 3", " 2 + 1 = 3.\nAnswer: 3", " 1 + 2 +")
+    rows = [{"question": "new", "prompt": "Add 1 and 2.\nSteps:", "response": ending} for ending in endings]
+    Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("probes.clue.score", None)  # whatever needs the model to run fails
+    done = interp(*rank, "3", "own.jsonl", "--open", "Steps:", "--close", "Answer:", "--out", "other")
+    assert (done.code, "from 1 to 2" in done.err) == (2, True), done.err
 
 
 def test_centroids_are_fitted_verified_and_used_to_rank_other_questions_only(
