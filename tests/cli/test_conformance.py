@@ -52,4 +52,4 @@ def test_the_package_runs_as_the_command(monkeypatch: pytest.MonkeyPatch, capsys
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("interp.conformance", run_name="__main__")
     assert ended.value.code == 0
-    assert "Try every site" in capsys.readouterr().out
+    assert "on every backend" in capsys.readouterr().out
