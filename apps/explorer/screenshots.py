@@ -78,7 +78,7 @@ def photograph(address: str, file: Path) -> None:
     if browser is None:
         raise BadInput("no Chromium or Chrome was found to take a picture with")
     with sync_playwright() as started, started.chromium.launch(executable_path=browser, args=FLAGS) as window:
-        page = window.new_page(viewport=SIZE, color_scheme="light", reduced_motion="reduce")  # type: ignore[arg-type]
+        page = window.new_page(viewport=SIZE, color_scheme="light", reduced_motion="reduce")
         page.goto(address)
         page.wait_for_selector("h1")
         page.get_by_text("Without head").wait_for(timeout=PATIENCE * 1000)
