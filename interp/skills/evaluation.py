@@ -82,18 +82,19 @@ class Evaluation:
     def recovered(self, split: str = "test", level: float = 0.95, resamples: int = 2_000) -> np.ndarray:
         """The share of the fine-tuned model's gain in accuracy that each model has, `[model 3]`: estimate, low, high.
 
-        Bounds are percentiles of a bootstrap over examples, the same ones of all models. Resamples in which the
-        fine-tuned model is right as often as the pre-trained one have no gain to share and are left out, so bounds are
-        of the others. NaN where fine-tuning gained nothing (bounds: in any resample).
+        Bounds are percentiles of a bootstrap over examples, the same ones of all models. Resamples in which
+        fine-tuning gained nothing have nothing to share and are left out; where they are more than a tail of the
+        interval (2.5 %), the gain itself is uncertain and there are no bounds: NaN. NaN, too, where nothing was gained.
         """
         right = self.correct(split).astype(float)
         n = right.shape[1]
         counts = np.random.default_rng(self.seed).multinomial(n, np.full(n, 1 / n), size=resamples)
         tail = (1 - level) / 2
         resampled = counts @ right.T / n
-        gained = resampled[resampled[:, 1] != resampled[:, 0]]
-        of_none = np.full((2, len(right)), np.nan)
-        low, high = np.quantile(_share_of_gain(gained), [tail, 1 - tail], axis=0) if len(gained) else of_none
+        gained = resampled[resampled[:, 1] > resampled[:, 0]]
+        low, high = np.full((2, len(right)), np.nan)
+        if len(gained) >= (1 - tail) * resamples:
+            low, high = np.quantile(_share_of_gain(gained), [tail, 1 - tail], axis=0)
         return np.stack([_share_of_gain(right.mean(1)[None])[0], low, high], axis=1)
 
     def reliability(self, row: int, split: str = "test", bins: int = 10) -> pd.DataFrame:
