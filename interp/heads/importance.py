@@ -190,7 +190,9 @@ class HeadImportance:
         run = load_run(path, "head-importance")
         exact = HeadEffects.of_run(run)
         gradients = (run.array(name, *exact.samples.shape) for name in ("gradients", "gradients_tokens"))
-        return cls(GateGradients(*gradients), exact)
+        found = cls(GateGradients(*gradients), exact)
+        found.__dict__["agreement"] = run.table("agreement")  # seconds of resampling, done when it was saved
+        return found
 
     def __repr__(self) -> str:
         n, layers, heads = self.exact.samples.shape
