@@ -272,6 +272,7 @@ def claim(pocket, mask, depths, needles, seeds):
     return row
 
 
+@pytest.mark.slow
 def test_with_its_retrieval_heads_whole_pocket_recalls_as_with_the_full_cache_and_with_random_ones_it_does_not(
     pocket, retrieval_mask
 ):

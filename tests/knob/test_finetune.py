@@ -23,6 +23,7 @@ def partner(pocket: interp.Model, items: ContextItems) -> FineTuned:
     return finetune(pocket, items.take(range(200)), form=WEIGHT, settings=QUICK)
 
 
+@pytest.mark.slow
 def test_the_three_settings_can_be_compared(
     pocket: interp.Model, partner: FineTuned, items: ContextItems, others: ContextItems
 ) -> None:

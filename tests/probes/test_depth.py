@@ -48,6 +48,7 @@ def row(table: pd.DataFrame, **which: object) -> pd.Series:
 # --- the bundled model
 
 
+@pytest.mark.slow
 def test_an_inference_converges_later_than_a_sentiment_and_the_intervals_do_not_overlap(study: ConceptDepth) -> None:
     points = study.points(condition="none")
     sentiment, comparison = (row(points, dataset=name) for name in ("sentiment", "comparison"))
