@@ -231,6 +231,10 @@ def attend(
 ) -> tuple[Tensor, AttentionStats | None]:
     """transformers' attention function: output `[batch query head dim]`, and statistics in place of weights.
 
+    `query` `[batch head query dim]`, `key` and `value` `[batch kv_head key dim]`, `attention_mask` one of `make_mask`;
+    `scaling` of the scores, `softcap` in their units, `s_aux` `[head]` logits of sinks. Raises what `call_spec` and,
+    at the first call of a module, `self_check` raise.
+
     In a graph of torch.compile it is one operator, which looks up the plan when it runs. The graph breaks where
     statistics are returned, where gradients are asked for, and before a module has been checked.
     """

@@ -94,6 +94,30 @@ def refuse_unknown(key: str, names: Sequence[str], what: str) -> None:
         st.warning(f"There is no {what} {text(wanted[:80])} here, so another is shown.")
 
 
+def choose_one(
+    names: Sequence[str],
+    key: str,
+    what: str,
+    label: str = "",
+    said: Callable[[str], str] = str,
+    help: str | None = None,
+) -> str:
+    """One of a few names beside each other, the first at first, kept in the page's address under `key`."""
+    refuse_unknown(key, names, what)
+    chosen = st.segmented_control(
+        label or what.capitalize(),
+        list(names),
+        default=names[0],
+        required=True,
+        key=key,
+        bind="query-params",
+        format_func=said,
+        help=help,
+        label_visibility="visible" if label else "collapsed",
+    )
+    return str(chosen)
+
+
 def figure(drawn: go.Figure, key: str, **more: Any) -> Any:
     """A figure as the library drew it, with a toolbar that saves what is seen as SVG, which any browser can."""
     return st.plotly_chart(drawn, key=key, theme=None, config=TOOLBAR, **more)

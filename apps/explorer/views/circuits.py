@@ -135,18 +135,15 @@ def _measured(study: CircuitStudy, size: int, run: Run) -> None:
             "--test 0."
         )
         return
-    show.refuse_unknown("scope", list(study.evaluations), "place")
-    scope = st.segmented_control(
-        "Where the other heads are replaced by their means",
+    scope = show.choose_one(
         list(study.evaluations),
-        default=next(iter(study.evaluations)),
-        required=True,
-        key="scope",
-        bind="query-params",
-        format_func=show.text,
+        "scope",
+        "place",
+        "Where the other heads are replaced by their means",
+        said=show.text,
         help="end: at the last position, where the answer is read. everywhere: at every position.",
     )
-    evaluation, curve = study.evaluations[str(scope)], study.curves[str(scope)]
+    evaluation, curve = study.evaluations[scope], study.curves[scope]
     _kept(evaluation)
     place = f"{run.path}-{scope}"
     show.figure(evaluation.plot(), f"kept-{place}")
@@ -164,7 +161,7 @@ def _measured(study: CircuitStudy, size: int, run: Run) -> None:
         "several losses was chosen."
     )
     with st.expander("Numbers"):
-        for name, table in study.tables(str(scope)).items():
+        for name, table in study.tables(scope).items():
             st.text(name)
             show.table(table, f"{name}-{place}")
 
@@ -282,17 +279,7 @@ VIEWS = {
 @show.page
 def page() -> None:
     st.title("Circuits")
-    show.refuse_unknown("view", list(VIEWS), "view")
-    chosen = st.segmented_control(
-        "View",
-        list(VIEWS),
-        default="one circuit",
-        required=True,
-        key="view",
-        bind="query-params",
-        label_visibility="collapsed",
-    )
-    view, found = VIEWS[str(chosen)], show.catalogue()
+    view, found = VIEWS[show.choose_one(list(VIEWS), "view", "view")], show.catalogue()
     runs = {name: entry.run for name, entry in found.items() if entry.run is not None}
     names = [name for kind in view.kinds for name, run in runs.items() if run.record.kind == kind]
     run = show.choose_run("Run", found, names, view.key, view.none)

@@ -19,16 +19,6 @@ SECTIONS = {
 @show.page
 def page() -> None:
     st.title("Probes")
-    show.refuse_unknown("show", list(SECTIONS), "kind of probe")
-    chosen = st.segmented_control(
-        "Kind of probe",
-        list(SECTIONS),
-        default=next(iter(SECTIONS)),
-        required=True,
-        key="show",
-        bind="query-params",
-        label_visibility="collapsed",
-    )
-    heading, section = SECTIONS[str(chosen)]
+    heading, section = SECTIONS[show.choose_one(list(SECTIONS), "show", "kind of probe")]
     st.header(heading)
     show.part(section)

@@ -33,17 +33,7 @@ def page() -> None:
         "Fine-tuning moves every parameter. A graft takes a few of them from the fine-tuned model and leaves the rest "
         "as it was before; LoFiT trains nothing but a vector for each of a few heads."
     )
-    show.refuse_unknown("show", list(SECTIONS), "part of this page")
-    part = st.segmented_control(
-        "Part",
-        list(SECTIONS),
-        default=next(iter(SECTIONS)),
-        required=True,
-        key="show",
-        bind="query-params",
-        label_visibility="collapsed",
-    )
-    heading, section = SECTIONS[str(part)]
+    heading, section = SECTIONS[show.choose_one(list(SECTIONS), "show", "part of this page")]
     st.header(heading)
     show.part(section, show.catalogue())
 
@@ -94,16 +84,12 @@ def _carries(found: Runs) -> None:
     if run is None:
         return
     result: Evaluation = _result(run)
-    split = str(
-        st.segmented_control(
-            "Examples",
-            list(result.logits),
-            default=next(iter(result.logits)),
-            required=True,
-            key="split",
-            bind="query-params",
-            help="test: of the domain that was taught, and never seen. ood: of another domain.",
-        )
+    split = show.choose_one(
+        list(result.logits),
+        "split",
+        "set of examples",
+        "Examples",
+        help="test: of the domain that was taught, and never seen. ood: of another domain.",
     )
     frame = result.frame[result.frame.split == split]
     st.text(_gain(frame))

@@ -14,15 +14,4 @@ SECTIONS = {"Knob": knob.section, "Projections": projections.section}
 @show.page
 def page() -> None:
     st.title("Subspaces")
-    show.refuse_unknown("show", list(SECTIONS), "part of this page")
-    chosen = st.segmented_control(
-        "Part",
-        list(SECTIONS),
-        default=next(iter(SECTIONS)),
-        required=True,
-        key="show",
-        bind="query-params",
-        label_visibility="collapsed",
-    )
-    if chosen is not None:
-        show.part(SECTIONS[chosen])
+    show.part(SECTIONS[show.choose_one(list(SECTIONS), "show", "part of this page")])
